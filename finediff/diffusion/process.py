@@ -1,0 +1,289 @@
+"""What noise does: affine Gaussian paths from data (t = 0) to noise (t = 1).
+
+    x_t = alpha(t) x_0 + sigma(t) eps,                     eps ~ N(0, I)
+    dx  = f(t) x dt + g(t) dw,       f = alpha'/alpha,     g^2 = (sigma^2)' - 2 f sigma^2
+    log-SNR(t) = log(alpha^2 / sigma^2), decreasing in t
+
+A path is two functions, alpha and sigma; the rates, the SDE, the log-SNR with its inverse and the time
+grids all derive from them. Every function takes a tensor of any shape and floating dtype, or a number.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The default grid's ends: at log-SNR 10 the noise left is .7 % of a unit of scale, at -10 the data left is.
+LOG_SNR_MIN, LOG_SNR_MAX = -10.0, 10.0
+
+
+def as_time(t) -> Tensor:
+    """A floating tensor: numbers become float64, tensors are left as they are."""
+    return t if isinstance(t, Tensor) else torch.as_tensor(t, dtype=torch.float64)
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """Reshape per-row values (batch,) to broadcast against x (batch, ...), in x's dtype; 0-d stays 0-d."""
+    t = t.to(device=x.device, dtype=x.dtype)
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
+
+
+class Process(ABC):
+    """An affine Gaussian path. A subclass defines ``alpha`` and ``sigma``; all else derives."""
+
+    @abstractmethod
+    def alpha(self, t) -> Tensor:
+        """Share of the data left at time t: alpha(0) = 1, decreasing. Same shape as t."""
+
+    @abstractmethod
+    def sigma(self, t) -> Tensor:
+        """Standard deviation of the noise at time t: sigma(0) = 0, increasing. Same shape as t."""
+
+    def log_snr(self, t) -> Tensor:
+        """log(alpha^2 / sigma^2): +inf at t = 0, -inf where alpha = 0."""
+        t = as_time(t)
+        return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
+
+    def rates(self, t) -> tuple[Tensor, Tensor]:
+        """(alpha', sigma'), the derivatives in t, by automatic differentiation; no gradient flows through them."""
+        t = as_time(t)
+
+        def derivative(function) -> Tensor:
+            with torch.enable_grad():
+                s = t.detach().clone().requires_grad_(True)
+                value = function(s)
+                # Each entry depends on its own time alone, so one backward pass of the sum gives them all.
+                slope = torch.autograd.grad(value.sum(), s, allow_unused=True)[0] if value.requires_grad else None
+            return torch.zeros_like(t) if slope is None else slope
+
+        return derivative(self.alpha), derivative(self.sigma)
+
+    def drift_diffusion(self, t) -> tuple[Tensor, Tensor]:
+        """(f, g^2) of dx = f x dt + g dw; infinite where alpha = 0 (t = 1 of Linear, Cosine, Interpolant)."""
+        t = as_time(t)
+        d_alpha, d_sigma = self.rates(t)
+        sigma = self.sigma(t)
+        f = d_alpha / self.alpha(t)
+        return f, 2 * sigma * (d_sigma - f * sigma)
+
+    def perturb(self, x0: Tensor, t, noise: Tensor) -> Tensor:
+        """x_t for rows x0 (batch, ...) at times t () or (batch,)."""
+        t = as_time(t)
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
+
+    def time(self, log_snr) -> Tensor:
+        """The t in [0, 1] at which ``log_snr(t)`` takes the given value; values beyond the ends give the ends.
+
+        Bisection in float64 down to the last bit, so that a path need not carry its own inverse.
+        """
+        target = as_time(log_snr).to(torch.float64)
+        low, high = torch.zeros_like(target), torch.ones_like(target)
+        for _ in range(80):
+            middle = (low + high) / 2
+            noisier = self.log_snr(middle) > target
+            low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
+        high = torch.where(self.log_snr(torch.ones_like(target)) >= target, torch.ones_like(target), high)
+        return high
+
+    def log_snr_range(self) -> tuple[float, float]:
+        """(noisiest, cleanest) log-SNR of the default grid; it does not depend on the number of steps."""
+        end = float(self.log_snr(torch.ones((), dtype=torch.float64)))
+        return max(end, LOG_SNR_MIN), LOG_SNR_MAX
+
+    def grid(self, steps: int, spacing: str = "log_snr") -> Tensor:
+        """Decreasing times t_0 = 1 > ... > t_steps = t_min, shape (steps + 1,), float64.
+
+        Parameters
+        ----------
+        steps : int
+            Number of intervals, at least 1.
+        spacing : {"log_snr", "uniform", "quadratic", "karras"}
+            "log_snr": equal steps of log-SNR, the default: on it the solvers show their orders on every path.
+            "uniform" and "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al.
+            2022, arXiv 2206.00364). All of them have the same ends.
+        """
+        if steps < 1:
+            raise ValueError(f"expected at least 1 step, got {steps}: use steps=64 for a first try")
+        noisy, clean = self.log_snr_range()
+        u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        if spacing == "log_snr":
+            times = self.time(noisy + u * (clean - noisy))
+        elif spacing == "karras":
+            root = torch.exp(torch.tensor([-noisy, -clean], dtype=torch.float64) / 14)
+            times = self.time(-14 * torch.log(root[0] + u * (root[1] - root[0])))
+        elif spacing in ("uniform", "quadratic"):
+            t_min = self.time(clean)
+            power = 1 if spacing == "uniform" else 2
+            times = (1 + u * (t_min ** (1 / power) - 1)) ** power
+        else:
+            raise ValueError(
+                f"expected spacing 'log_snr', 'uniform', 'quadratic' or 'karras', got {spacing!r}"
+            )
+        times[0] = 1.0
+        return times
+
+
+class _VariancePreserving(Process):
+    """alpha = exp(-I/2) and sigma^2 = 1 - alpha^2 (by expm1, which keeps its digits near t = 0), I = int_0^t beta."""
+
+    @abstractmethod
+    def _integrated_beta(self, t: Tensor) -> Tensor: ...
+
+    def alpha(self, t) -> Tensor:
+        return torch.exp(-self._integrated_beta(as_time(t)) / 2)
+
+    def sigma(self, t) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self._integrated_beta(as_time(t))))
+
+
+@dataclass(frozen=True)
+class VP(_VariancePreserving):
+    """Variance preserving, beta(t) = beta_min + t (beta_max - beta_min): the limit of DDPM.
+
+    Song et al. 2021, arXiv 2011.13456; Ho et al. 2020, arXiv 2006.11239.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def _integrated_beta(self, t: Tensor) -> Tensor:
+        return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
+
+    @staticmethod
+    def from_betas(betas) -> DiscreteVP:
+        """The path of a discrete DDPM: see `DiscreteVP`, and `linear_betas`, `quadratic_betas`, `cosine_betas`."""
+        return DiscreteVP(tuple(float(b) for b in betas))
+
+
+@dataclass(frozen=True, repr=False)
+class DiscreteVP(_VariancePreserving):
+    """Variance preserving through the K noise levels of a discrete DDPM, beta constant between them.
+
+    alpha(k/K)^2 = prod_{j<=k} (1 - beta_j) for k = 0..K.
+
+    Parameters
+    ----------
+    betas : tuple of K floats in (0, 1)
+        Shares of variance replaced by noise, one a step.
+    """
+
+    betas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.betas or not all(0 < b < 1 for b in self.betas):
+            raise ValueError(
+                f"expected betas in (0, 1), got {self.betas[:3]}...: each is the share of variance "
+                "replaced by noise in one step; try linear_betas(1000)"
+            )
+
+    def __repr__(self) -> str:
+        return f"DiscreteVP(<{len(self.betas)} betas from {self.betas[0]:.2g} to {self.betas[-1]:.2g}>)"
+
+    def _integrated_beta(self, t: Tensor) -> Tensor:
+        table = _integrated_table(self.betas).to(device=t.device, dtype=t.dtype)
+        steps = len(self.betas)
+        cell = (t.detach() * steps).floor().long().clamp(0, steps - 1)
+        return table[cell] + (t * steps - cell) * (table[cell + 1] - table[cell])
+
+
+@functools.lru_cache(maxsize=32)
+def _integrated_table(betas: tuple[float, ...]) -> Tensor:
+    rate = -torch.log1p(-torch.tensor(betas, dtype=torch.float64))
+    return torch.cat([torch.zeros(1, dtype=torch.float64), rate.cumsum(0)])
+
+
+def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """beta_k from first to last in equal steps (Ho et al. 2020)."""
+    return torch.linspace(first, last, steps, dtype=torch.float64)
+
+
+def quadratic_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """sqrt(beta_k) in equal steps."""
+    return torch.linspace(math.sqrt(first), math.sqrt(last), steps, dtype=torch.float64) ** 2
+
+
+def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> Tensor:
+    """alpha-bar_k = cos^2((k/K + s)/(1 + s) pi/2), beta clipped (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
+    k = torch.arange(steps + 1, dtype=torch.float64) / steps
+    alpha_bar = torch.cos((k + offset) / (1 + offset) * math.pi / 2) ** 2
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest)
+
+
+@dataclass(frozen=True)
+class SubVP(VP):
+    """alpha as VP, sigma = 1 - alpha^2: less noise than VP at every t (Song et al. 2021)."""
+
+    def sigma(self, t) -> Tensor:
+        return -torch.expm1(-self._integrated_beta(as_time(t)))
+
+
+@dataclass(frozen=True)
+class VE(Process):
+    """Variance exploding: alpha = 1, sigma^2 = sigma_min^2 ((sigma_max/sigma_min)^(2t) - 1) (Song et al. 2021)."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 100.0
+
+    def alpha(self, t) -> Tensor:
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t) -> Tensor:
+        return self.sigma_min * torch.sqrt(
+            torch.expm1(2 * math.log(self.sigma_max / self.sigma_min) * as_time(t))
+        )
+
+
+@dataclass(frozen=True)
+class OU(Process):
+    """Ornstein-Uhlenbeck, dx = -theta x dt + s dw: alpha = exp(-theta t), sigma^2 = s^2/(2 theta) (1 - alpha^2)."""
+
+    theta: float = 5.0
+    s: float = math.sqrt(10.0)
+
+    def alpha(self, t) -> Tensor:
+        return torch.exp(-self.theta * as_time(t))
+
+    def sigma(self, t) -> Tensor:
+        return self.s * torch.sqrt(-torch.expm1(-2 * self.theta * as_time(t)) / (2 * self.theta))
+
+
+@dataclass(frozen=True)
+class Cosine(Process):
+    """alpha = cos(pi t/2), sigma = sin(pi t/2) (Nichol & Dhariwal 2021, in continuous time)."""
+
+    def alpha(self, t) -> Tensor:
+        return torch.cos(math.pi / 2 * as_time(t))
+
+    def sigma(self, t) -> Tensor:
+        return torch.sin(math.pi / 2 * as_time(t))
+
+
+@dataclass(frozen=True)
+class Linear(Process):
+    """alpha = 1 - t, sigma = t: flow matching and rectified flow (Lipman et al. 2023, arXiv 2210.02747)."""
+
+    def alpha(self, t) -> Tensor:
+        return 1 - as_time(t)
+
+    def sigma(self, t) -> Tensor:
+        return as_time(t) + 0.0
+
+
+@dataclass(frozen=True)
+class Interpolant(Process):
+    """(1 - t) x_0 + t z + sqrt(t (1 - t)) xi with Gaussian z and xi: one Gaussian of variance t in all.
+
+    So the stochastic interpolant of Albergo et al. (2023, arXiv 2303.08797) IS alpha = 1 - t, sigma = sqrt(t).
+    The target z - x_0 leaves out the derivative of the xi term and is biased; the velocity here is not.
+    """
+
+    def alpha(self, t) -> Tensor:
+        return 1 - as_time(t)
+
+    def sigma(self, t) -> Tensor:
+        return torch.sqrt(as_time(t))

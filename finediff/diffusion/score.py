@@ -1,0 +1,209 @@
+"""What is learned: a model of the score in the currency E[x_0 | x_t].
+
+    eps_hat  = (x_t - alpha x0_hat)/sigma          score = -eps_hat/sigma
+    v        = alpha eps_hat - sigma x0_hat        velocity u = alpha' x0_hat + sigma' eps_hat
+
+Each reading determines the others wherever alpha, sigma > 0; `to_denoised` and `from_denoised` are the one
+place where they are converted. Samplers and guides ask for x0_hat only, and divide by sigma, never by alpha.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from finediff.diffusion.process import Process, as_time, expand
+
+Reading = Literal["x0", "eps", "score", "v", "velocity"]
+READINGS = ("x0", "eps", "score", "v", "velocity")
+
+
+def from_denoised(x0: Tensor, x: Tensor, t, process: Process, reading: Reading) -> Tensor:
+    """The given reading of E[x_0|x_t] = x0 at x_t = x; needs sigma > 0."""
+    t = as_time(t)
+    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    if reading == "x0":
+        return x0
+    eps = (x - alpha * x0) / sigma
+    if reading == "eps":
+        return eps
+    if reading == "score":
+        return -eps / sigma
+    if reading == "v":
+        return alpha * eps - sigma * x0
+    if reading == "velocity":
+        d_alpha, d_sigma = (expand(rate, x) for rate in process.rates(t))
+        return d_alpha * x0 + d_sigma * eps
+    raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
+
+
+def to_denoised(value: Tensor, x: Tensor, t, process: Process, reading: Reading) -> Tensor:
+    """E[x_0|x_t] from any reading of it at x_t = x. "eps" and "score" divide by alpha; the others do not."""
+    t = as_time(t)
+    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    if reading == "x0":
+        return value
+    if reading == "eps":
+        return (x - sigma * value) / alpha
+    if reading == "score":
+        return (x + sigma**2 * value) / alpha
+    if reading == "v":
+        return (alpha * x - sigma * value) / (alpha**2 + sigma**2)
+    if reading == "velocity":
+        d_alpha, d_sigma = (expand(rate, x) for rate in process.rates(t))
+        return (sigma * value - d_sigma * x) / (sigma * d_alpha - d_sigma * alpha)
+    raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
+
+
+class ScoreModel(nn.Module, ABC):
+    """A law of x_0 known through E[x_0 | x_t] along a `Process`.
+
+    Attributes
+    ----------
+    process : Process
+    score_valid : bool
+        False where -eps_hat/sigma is not the score (models trained under optimal-transport pairing);
+        samplers that need the score refuse such a model.
+    """
+
+    process: Process
+    score_valid: bool = True
+
+    @abstractmethod
+    def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t = x]: x (batch, d), t () or (batch,) in [0, 1] -> (batch, d)."""
+
+    def noise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        """eps_hat = E[eps | x_t = x], (batch, d)."""
+        return from_denoised(self.denoise(x, t, condition), x, t, self.process, "eps")
+
+    def score(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        """grad log p_t(x), (batch, d)."""
+        return from_denoised(self.denoise(x, t, condition), x, t, self.process, "score")
+
+    def velocity(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        """u = dx/dt of the probability-flow ODE, (batch, d)."""
+        return from_denoised(self.denoise(x, t, condition), x, t, self.process, "velocity")
+
+    @property
+    def _anchor(self) -> Tensor:
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor
+        return torch.empty(0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._anchor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._anchor.device
+
+
+class NetworkScore(ScoreModel):
+    """A network read as one of the five quantities.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Called as ``network(x, level, condition)`` with x (batch, d) scaled to unit variance and level
+        (batch,) = log-SNR / 10, clipped to [-1.5, 1.5]: an even coordinate of the noise on every path.
+    process : Process
+    reading : {"v", "x0", "eps", "score", "velocity"}
+        What the network's output is. "v" needs no division by alpha and is the default.
+    precondition : bool
+        True: the output is added to what the reading would be if x_0 were N(0, I), so that a network that
+        returns 0 (an untrained one) is the standard normal model: harmless at every t. For "v" on a
+        variance-preserving path that model's reading is 0 and nothing is added.
+    """
+
+    def __init__(
+        self, network: nn.Module, process: Process, reading: Reading = "v", *, precondition=True
+    ) -> None:
+        super().__init__()
+        if reading not in READINGS:
+            raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
+        self.network, self.process, self.reading, self.precondition = network, process, reading, precondition
+
+    def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        t = as_time(t).expand(x.shape[0])
+        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        variance = alpha**2 + sigma**2
+        level = (self.process.log_snr(t) / 10).clamp(-1.5, 1.5).to(x)
+        output = self.network(x / variance.sqrt(), level, condition)
+        if not self.precondition:
+            return to_denoised(output, x, t, self.process, self.reading)
+        normal = alpha / variance * x
+        # By linearity of the readings, adding the normal model's reading to the output is adding to its x0_hat
+        # what the output alone would say at x = 0: no reading needs an extra division.
+        return normal + to_denoised(output, torch.zeros_like(x), t, self.process, self.reading)
+
+
+class EMA:
+    """Exponential moving average of a module's parameters: average <- decay average + (1 - decay) value.
+
+    The decay is capped at (1 + n)/(10 + n) after n updates, so that the start is forgotten.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.999) -> None:
+        self.decay, self.updates = decay, 0
+        self.average = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in module.state_dict().items():
+            self.average[name].lerp_(value.detach(), 1 - decay)
+
+
+def divergence(
+    function,
+    x: Tensor,
+    *,
+    probes: int | None = None,
+    law: str = "rademacher",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """div f(x) = sum_j d f_j / d x_j per row, by vector-Jacobian products.
+
+    Parameters
+    ----------
+    function : callable (batch, d) -> (batch, d), row by row
+    x : Tensor (batch, d)
+    probes : int, optional
+        None: the exact trace (d products). k: the mean of k probes of Hutchinson (1990), unbiased.
+    law : {"rademacher", "gaussian"}
+        Of the probes; Rademacher has the smaller variance.
+
+    Returns
+    -------
+    Tensor (batch,)
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        value = function(x)
+        if probes is None:
+            directions = (
+                torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[j].expand_as(x)
+                for j in range(x.shape[1])
+            )
+            count = 1
+        elif law in ("rademacher", "gaussian"):
+
+            def draw() -> Tensor:
+                z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+                return z.sign() if law == "rademacher" else z
+
+            directions = (draw() for _ in range(probes))
+            count = probes
+        else:
+            raise ValueError(f"expected probes 'rademacher' or 'gaussian', got {law!r}")
+        total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+        for v in directions:
+            (product,) = torch.autograd.grad(value, x, v, retain_graph=True)
+            total = total + (product * v).sum(1)
+    return total.detach() / count

@@ -1,0 +1,270 @@
+"""The one door between panels and models: scikit-learn estimators that fit a panel and sample scenarios.
+
+    fit(X):      X (n, d) returns -> checked float64 array -> the subclass's `_fit`
+    sample(m):   the subclass's `_sample` -> (m, d), a DataFrame with the assets' names if fitted on one
+
+Randomness comes from `random_state` alone (None, int or numpy RandomState); the global state is neither read
+nor set. Fitting and sampling use separate streams of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import numbers
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save_file
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from finediff.panel import heuristic_warnings
+
+_FIT, _SAMPLE = 0, 1
+_FORMAT = 1
+# Dataclasses that may stand in a saved configuration: nothing else is ever imported by `load`.
+_CONFIGURABLE = ("finediff.diffusion.process", "finediff.diffusion.sample", "finediff.diffusion.objective")
+
+
+class ScenarioGenerator(BaseEstimator, ABC):
+    """A law of one period's returns, learned from a panel.
+
+    A subclass has keyword-only constructor arguments, `_fit(X, seed)`, `_sample(n, seed)` and, for saving,
+    `_arrays()` and `_restore(arrays)`.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where the panel was a DataFrame with names.
+    n_samples_fit_ : int
+        Rows of the panel.
+    """
+
+    @abstractmethod
+    def _fit(self, X: np.ndarray, seed: int) -> None:
+        """Learn from X (n, d), float64, finite, n >= 2."""
+
+    @abstractmethod
+    def _sample(self, n: int, seed: int) -> np.ndarray:
+        """(n, d) scenarios in the units of the panel."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """All that was learned, as arrays."""
+
+    @abstractmethod
+    def _restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Inverse of `_arrays`; the constructor's arguments and n_features_in_ are set already."""
+
+    def fit(self, X, y=None):
+        """Learn the law of the rows of a panel.
+
+        Parameters
+        ----------
+        X : DataFrame or array (n, d)
+            Simple returns per period, one row a date; at least 2 rows, no missing or infinite values.
+        y : ignored
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For non-numeric, missing or infinite entries, or fewer than 2 rows. What only looks wrong (prices,
+            percent, stale prices, few rows) is a `finediff.panel.PanelWarning`.
+        """
+        _refuse_gaps(X)
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, copy=True)
+        heuristic_warnings(X, getattr(self, "feature_names_in_", None), stacklevel=2)
+        self.n_samples_fit_ = len(X)
+        self._fit(X, self._seed(None, _FIT))
+        return self
+
+    def sample(self, n_samples=1000, *, random_state=None):
+        """Draw scenarios, independent in time.
+
+        Parameters
+        ----------
+        n_samples : int
+        random_state : None, int or RandomState
+            None uses the estimator's own random_state, so that two calls give the same scenarios where that is
+            an integer; pass another integer for others.
+
+        Returns
+        -------
+        DataFrame or ndarray (n_samples, d)
+            Simple returns per period; float64. A DataFrame (index "scenario") if the panel was one.
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, numbers.Integral) or n_samples < 1:
+            raise ValueError(
+                f"expected n_samples to be a positive integer, got {n_samples!r}: try sample(1000)"
+            )
+        rows = np.asarray(self._sample(int(n_samples), self._seed(random_state, _SAMPLE)), dtype=np.float64)
+        if not hasattr(self, "feature_names_in_"):
+            return rows
+        return pd.DataFrame(
+            rows, columns=self.feature_names_in_, index=pd.RangeIndex(len(rows), name="scenario")
+        )
+
+    def _seed(self, random_state, purpose: int) -> int:
+        random_state = self.random_state if random_state is None else random_state
+        if random_state is None:  # check_random_state(None) would read numpy's global state
+            words = np.random.SeedSequence().generate_state(4)
+        else:
+            words = check_random_state(random_state).randint(0, 2**32, size=4, dtype=np.uint64)
+        return int(np.random.SeedSequence([*map(int, words), purpose]).generate_state(1, np.uint64)[0] >> 1)
+
+    def save(self, path) -> Path:
+        """Write the fitted generator to a directory: generator.json and arrays.safetensors, no pickle.
+
+        The directory appears whole or not at all; a generator saved there before is replaced.
+        """
+        check_is_fitted(self)
+        path = Path(path)
+        if path.exists() and not (path / "generator.json").exists():
+            raise ValueError(
+                f"expected a new directory or a saved generator to replace, got {path}: choose another name"
+            )
+        about = {
+            "format": _FORMAT,
+            "class": type(self).__name__,
+            "finediff": version("finediff"),
+            "parameters": {k: _encode(k, v) for k, v in self.get_params(deep=False).items()},
+            "n_features_in": self.n_features_in_,
+            "n_samples_fit": self.n_samples_fit_,
+            "feature_names_in": list(getattr(self, "feature_names_in_", [])) or None,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial.mkdir()
+        try:
+            save_file(
+                {k: np.ascontiguousarray(v) for k, v in self._arrays().items()},
+                partial / "arrays.safetensors",
+            )
+            (partial / "generator.json").write_text(json.dumps(about, indent=2))
+            if path.exists():
+                old = partial.with_suffix(".old")
+                os.replace(path, old)
+                os.replace(partial, path)
+                shutil.rmtree(old)
+            else:
+                os.replace(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return path
+
+    @classmethod
+    def load(cls, path):
+        """Read a generator saved by `save`, on any device; ``ScenarioGenerator.load`` reads every class."""
+        path = Path(path)
+        try:
+            about = json.loads((path / "generator.json").read_text())
+            arrays = load_file(path / "arrays.safetensors")
+        except FileNotFoundError as missing:
+            raise ValueError(
+                f"expected a directory written by save(), got {path} without {Path(missing.filename).name}"
+            ) from None
+        except Exception as broken:
+            raise ValueError(
+                f"expected a directory written by save(), got {path}, whose files cannot be read ({broken})"
+            ) from None
+        if about.get("format") != _FORMAT:
+            raise ValueError(
+                f"expected format {_FORMAT}, got {about.get('format')} in {path}: load it with the finediff "
+                f"that wrote it ({about.get('finediff')})"
+            )
+        kind = next((c for c in _subclasses(ScenarioGenerator) if c.__name__ == about["class"]), None)
+        if kind is None or not issubclass(kind, cls):
+            raise ValueError(
+                f"expected a saved {cls.__name__}, got a {about['class']} in {path}: use {about['class']}.load"
+            )
+        self = kind(**{k: _decode(v) for k, v in about["parameters"].items()})
+        self.n_features_in_, self.n_samples_fit_ = about["n_features_in"], about["n_samples_fit"]
+        if about["feature_names_in"]:
+            self.feature_names_in_ = np.asarray(about["feature_names_in"], dtype=object)
+        self._restore(arrays)
+        return self
+
+
+def _subclasses(cls):
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _refuse_gaps(X) -> None:
+    """One sentence with the asset and the date for a frame's missing, infinite or non-numeric entries."""
+    if not isinstance(X, pd.DataFrame):
+        return
+    for position, (name, column) in enumerate(X.items()):
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+        if pd.api.types.is_numeric_dtype(column) and np.isfinite(values).all():
+            continue
+        gap = column.isna().to_numpy()
+        text = np.isnan(values) & ~gap
+        for what, where, remedy in (
+            ("text", text, "drop or convert the column"),
+            ("NaN (a missing value)", gap, 'choose a policy first: to_returns(prices, missing="drop_rows")'),
+            ("infinity (inf)", np.isinf(values), "correct the price it comes from"),
+        ):
+            if where.any():
+                row = int(np.argmax(where))
+                raise ValueError(
+                    f"expected finite returns, got {what} in column {name!r} (number {position}), first at "
+                    f"{X.index[row]!s}, {int(where.sum())} in all: {remedy}"
+                )
+
+
+def _encode(name: str, value):
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, tuple | list):
+        return [_encode(name, v) for v in value]
+    if isinstance(value, np.random.RandomState):
+        return None  # a stream cannot be stored; a loaded generator draws fresh seeds
+    if isinstance(value, Path):
+        return str(value)
+    if dataclasses.is_dataclass(value) and type(value).__module__ in _CONFIGURABLE:
+        fields = {f.name: _encode(name, getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"of": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
+    if isinstance(value, BaseEstimator) and type(value).__module__.startswith("sklearn.covariance."):
+        return {"sklearn.covariance": type(value).__name__, **value.get_params(deep=False)}
+    raise ValueError(
+        f"expected parameters made of numbers, strings and finediff's own classes, got {name}={value!r}, which cannot be "
+        "saved without pickle: use one of finediff.diffusion's classes"
+    )
+
+
+def _decode(value):
+    if isinstance(value, list):
+        return tuple(_decode(v) for v in value)
+    if not isinstance(value, dict):
+        return value
+    arguments = {k: _decode(v) for k, v in value.items()}
+    if "sklearn.covariance" in value:
+        import sklearn.covariance
+
+        name = arguments.pop("sklearn.covariance")
+        return getattr(sklearn.covariance, name)(**arguments)
+    module, _, name = arguments.pop("of").partition(":")
+    if module not in _CONFIGURABLE:
+        raise ValueError(f"expected a configuration made of finediff's own classes, got one of {module}")
+    return getattr(importlib.import_module(module), name)(**arguments)
