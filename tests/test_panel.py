@@ -275,6 +275,11 @@ def test_heuristic_warnings_say_once_what_holds_for_many():
     assert len(caught) == 1
 
 
+def test_heuristic_warnings_number_the_assets_without_names():
+    with pytest.warns(PanelWarning, match="Column 1 does not move"):
+        heuristic_warnings(stale(returns()).to_numpy())
+
+
 def test_heuristic_warnings_survive_anything():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PanelWarning)

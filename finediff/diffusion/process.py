@@ -58,14 +58,17 @@ class Process(ABC):
                 s = t.detach().clone().requires_grad_(True)
                 value = function(s)
                 # Each entry depends on its own time alone, so one backward pass of the sum gives them all.
-                slope = torch.autograd.grad(value.sum(), s, allow_unused=True)[0] if value.requires_grad else None
+                slope = (
+                    torch.autograd.grad(value.sum(), s, allow_unused=True)[0] if value.requires_grad else None
+                )
             return torch.zeros_like(t) if slope is None else slope
 
         return derivative(self.alpha), derivative(self.sigma)
 
     def drift_diffusion(self, t) -> tuple[Tensor, Tensor]:
         """(f, g^2) of dx = f x dt + g dw; infinite where alpha = 0 (t = 1 of Linear, Cosine, Interpolant)."""
-        t = as_time(t)
+        # At t = 0 sigma sigma' is 0 times infinity on most paths; this is its limit, to the last digits.
+        t = as_time(t).clamp(min=1e-16)
         d_alpha, d_sigma = self.rates(t)
         sigma = self.sigma(t)
         f = d_alpha / self.alpha(t)
@@ -87,8 +90,8 @@ class Process(ABC):
             middle = (low + high) / 2
             noisier = self.log_snr(middle) > target
             low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
-        high = torch.where(self.log_snr(torch.ones_like(target)) >= target, torch.ones_like(target), high)
-        return high
+        end = torch.ones_like(target)
+        return torch.where(self.log_snr(end) >= target, end, high)
 
     def log_snr_range(self) -> tuple[float, float]:
         """(noisiest, cleanest) log-SNR of the default grid; it does not depend on the number of steps."""
@@ -257,7 +260,7 @@ class Cosine(Process):
     """alpha = cos(pi t/2), sigma = sin(pi t/2) (Nichol & Dhariwal 2021, in continuous time)."""
 
     def alpha(self, t) -> Tensor:
-        return torch.cos(math.pi / 2 * as_time(t))
+        return torch.sin(math.pi / 2 * (1 - as_time(t)))  # cos(pi t/2), and exactly 0 at t = 1 in every dtype
 
     def sigma(self, t) -> Tensor:
         return torch.sin(math.pi / 2 * as_time(t))

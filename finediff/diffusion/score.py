@@ -19,6 +19,7 @@ from finediff.diffusion.process import Process, as_time, expand
 
 Reading = Literal["x0", "eps", "score", "v", "velocity"]
 READINGS = ("x0", "eps", "score", "v", "velocity")
+MAX_LEVEL = 1.5
 
 
 def from_denoised(x0: Tensor, x: Tensor, t, process: Process, reading: Reading) -> Tensor:
@@ -118,6 +119,8 @@ class NetworkScore(ScoreModel):
         True: the output is added to what the reading would be if x_0 were N(0, I), so that a network that
         returns 0 (an untrained one) is the standard normal model: harmless at every t. For "v" on a
         variance-preserving path that model's reading is 0 and nothing is added.
+
+    "eps" and "score" divide by alpha: where it goes to 0, they are read at log-SNR -15, where the level ends too.
     """
 
     def __init__(
@@ -127,19 +130,21 @@ class NetworkScore(ScoreModel):
         if reading not in READINGS:
             raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
         self.network, self.process, self.reading, self.precondition = network, process, reading, precondition
+        self._t_read = float(process.time(-10 * MAX_LEVEL)) if reading in ("eps", "score") else 1.0
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
         t = as_time(t).expand(x.shape[0])
         alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
         variance = alpha**2 + sigma**2
-        level = (self.process.log_snr(t) / 10).clamp(-1.5, 1.5).to(x)
+        level = (self.process.log_snr(t) / 10).clamp(-MAX_LEVEL, MAX_LEVEL).to(x)
         output = self.network(x / variance.sqrt(), level, condition)
+        t_read = t.clamp(max=self._t_read)
         if not self.precondition:
-            return to_denoised(output, x, t, self.process, self.reading)
+            return to_denoised(output, x, t_read, self.process, self.reading)
         normal = alpha / variance * x
         # By linearity of the readings, adding the normal model's reading to the output is adding to its x0_hat
         # what the output alone would say at x = 0: no reading needs an extra division.
-        return normal + to_denoised(output, torch.zeros_like(x), t, self.process, self.reading)
+        return normal + to_denoised(output, torch.zeros_like(x), t_read, self.process, self.reading)
 
 
 class EMA:
@@ -157,7 +162,10 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, value in module.state_dict().items():
-            self.average[name].lerp_(value.detach(), 1 - decay)
+            if value.is_floating_point():
+                self.average[name].lerp_(value.detach(), 1 - decay)
+            else:
+                self.average[name].copy_(value)
 
 
 def divergence(
@@ -172,27 +180,37 @@ def divergence(
 
     Parameters
     ----------
-    function : callable (batch, d) -> (batch, d), row by row
-    x : Tensor (batch, d)
+    function : callable
+        (batch, d) -> (batch, d), row by row.
+    x : (batch, d)
+        Points, one a row.
     probes : int, optional
         None: the exact trace (d products). k: the mean of k probes of Hutchinson (1990), unbiased.
     law : {"rademacher", "gaussian"}
         Of the probes; Rademacher has the smaller variance.
+    generator : torch.Generator, optional
+        Of the probes, on x's device.
 
     Returns
     -------
     Tensor (batch,)
     """
+    if law not in ("rademacher", "gaussian"):
+        raise ValueError(f"expected a law of probes 'rademacher' or 'gaussian', got {law!r}")
+    if probes is not None and probes < 1:
+        raise ValueError(f"expected at least 1 probe, or None for the exact trace, got {probes}")
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value = function(x)
+        if not value.requires_grad:
+            return torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
         if probes is None:
             directions = (
                 torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[j].expand_as(x)
                 for j in range(x.shape[1])
             )
             count = 1
-        elif law in ("rademacher", "gaussian"):
+        else:
 
             def draw() -> Tensor:
                 z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
@@ -200,10 +218,8 @@ def divergence(
 
             directions = (draw() for _ in range(probes))
             count = probes
-        else:
-            raise ValueError(f"expected probes 'rademacher' or 'gaussian', got {law!r}")
         total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
         for v in directions:
-            (product,) = torch.autograd.grad(value, x, v, retain_graph=True)
+            (product,) = torch.autograd.grad(value, x, v, retain_graph=True, materialize_grads=True)
             total = total + (product * v).sum(1)
     return total.detach() / count

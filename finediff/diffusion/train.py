@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
+import zlib
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,7 +41,8 @@ class History:
     best_step : int
         Step of the weights that were kept.
     stopped : str
-        "budget" (all steps were used), "early" (the held-out loss stopped improving) or "" (unfinished).
+        "budget" (all steps were used), "early" (the held-out loss stopped improving, or a callback
+        asked to stop) or "" (unfinished).
     """
 
     step: list[int] = field(default_factory=list)
@@ -81,12 +85,28 @@ def train(
     label: str = "training",
     generator: torch.Generator | None = None,
 ) -> History:
-    """Train ``model`` in place on rows ``x`` (n, d) by ``objective(model, rows, condition, generator)``.
+    """Train ``model`` in place on rows ``x`` by ``objective(model, rows, condition, generator)``.
 
     Parameters
     ----------
+    model : ScoreModel
+        Its parameters are the weights; it ends with the best average of them.
+    x : (n, d)
+        Rows to learn from, on the model's device.
+    objective : callable
+        Returns the loss of a batch, a scalar; see `finediff.diffusion.objective`.
+    steps, batch : int
+        Updates of the weights, and rows drawn (with replacement) for each; at most n.
+    learning_rate, weight_decay : float
+        Of AdamW; the rate is the highest of its schedule.
+    ema_decay : float
+        See `EMA`.
     held_out : (n_held_out, d), optional
         Rows for early stopping; without them the whole budget is used.
+    condition, held_out_condition : (n, c), (n_held_out, c), optional
+        What goes with each row.
+    evaluate_every : int
+        Updates between evaluations; the last update is always evaluated.
     patience : int or None
         Evaluations without improvement before stopping; None never stops early.
     callbacks : functions of `Evaluation`
@@ -96,6 +116,8 @@ def train(
         with the weights that an uninterrupted run ends with.
     progress : bool, optional
         A bar with the time left on standard error; by default where that is a terminal.
+    label : str
+        Name on the bar.
     generator : torch.Generator, optional
         On the model's device; the source of batches, times and noise.
 
@@ -115,7 +137,20 @@ def train(
     best, best_loss, since_best, history, start = None, math.inf, 0, History(), 0
     # Its own seed, drawn before the first step: the held-out noise is the same at every evaluation.
     held_out_seed = int(torch.randint(2**31, (), generator=generator, device=model.device))
-    signature = {"steps": steps, "batch": batch, "rows": len(x), "seed": held_out_seed, "rate": learning_rate}
+    signature = {
+        "data": [_fingerprint(a) for a in (x, condition, held_out, held_out_condition)],
+        "objective": _described(objective),
+        "process": _described(getattr(model, "process", None)),
+        "weights": [list(w.shape) for w in weights],
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "ema_decay": ema_decay,
+        "evaluate_every": evaluate_every,
+        "patience": patience,
+        "seed": held_out_seed,
+    }
     if checkpoint is not None and Path(checkpoint).exists():
         saved = _Checkpoint.read(Path(checkpoint), signature)
         start, best_loss, since_best, history = saved.step, saved.best_loss, saved.since_best, saved.history
@@ -123,64 +158,80 @@ def train(
         best = saved.best
 
     running, count = torch.zeros((), device=model.device), 0
-    for step in _bar(range(start, 0 if history.stopped else steps), steps, progress, label):
-        rate = (
-            learning_rate
-            * min(1.0, (step + 1) / min(200, steps))
-            * 0.5
-            * (1 + math.cos(math.pi * step / steps))
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        rows = torch.randint(len(x), (min(batch, len(x)),), device=x.device, generator=generator)
-        loss = objective(model, x[rows], None if condition is None else condition[rows], generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        average.update(model)
-        running, count = running + loss.detach(), count + 1
+    # Closed at once on an error: a bar left to the garbage collector goes on drawing while the traceback lives.
+    with closing(_bar(range(start, 0 if history.stopped else steps), steps, progress, label)) as todo:
+        for step in todo:
+            rate = (
+                learning_rate
+                * min(1.0, (step + 1) / min(200, steps))
+                * 0.5
+                * (1 + math.cos(math.pi * step / steps))
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            rows = torch.randint(len(x), (min(batch, len(x)),), device=x.device, generator=generator)
+            loss = objective(model, x[rows], None if condition is None else condition[rows], generator)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            average.update(model)
+            running, count = running + loss.detach(), count + 1
 
-        if (step + 1) % evaluate_every == 0 or step + 1 == steps:
-            train_loss = float(running / count)
-            running, count = torch.zeros((), device=model.device), 0
-            if not math.isfinite(train_loss):
-                raise ValueError(
-                    f"expected a finite loss, got {train_loss} at step {step + 1}: lower the learning rate "
-                    f"({learning_rate:g}), or check the rows for extreme values"
-                )
-            history.step.append(step + 1)
-            history.train_loss.append(train_loss)
-            loss_now = None
-            if held_out is not None:
-                loss_now = _held_out_loss(
-                    model, average, held_out, held_out_condition, objective, held_out_seed
-                )
-                history.held_out_loss.append(loss_now)
-            if loss_now is None or loss_now < best_loss:
-                best = {k: v.clone() for k, v in average.average.items()}
-                best_loss, since_best, history.best_step = (
-                    loss_now if loss_now is not None else math.inf,
-                    0,
-                    step + 1,
-                )
-            else:
-                since_best += 1
-            told = Evaluation(step + 1, steps, train_loss, loss_now, model, average.average)
-            asked_to_stop = [callback(told) for callback in callbacks]
-            if any(asked_to_stop) or (patience is not None and since_best >= patience):
-                history.stopped = "early"
-            elif step + 1 == steps:
-                history.stopped = "budget"
-            if checkpoint is not None:
-                _Checkpoint(step + 1, best_loss, since_best, history, signature, best).write(
-                    Path(checkpoint), model, optimizer, average, generator
-                )
-            if history.stopped:
-                break
+            if (step + 1) % evaluate_every == 0 or step + 1 == steps:
+                train_loss = float(running / count)
+                running, count = torch.zeros((), device=model.device), 0
+                if not math.isfinite(train_loss):
+                    raise ValueError(
+                        f"expected a finite loss, got {train_loss} at step {step + 1}: lower the learning rate "
+                        f"({learning_rate:g}), or check the rows for extreme values"
+                    )
+                history.step.append(step + 1)
+                history.train_loss.append(train_loss)
+                loss_now = None
+                if held_out is not None:
+                    loss_now = _held_out_loss(
+                        model, average, held_out, held_out_condition, objective, held_out_seed
+                    )
+                    if not math.isfinite(loss_now):
+                        raise ValueError(
+                            f"expected a finite held-out loss, got {loss_now} at step {step + 1}: check the "
+                            "held-out rows for missing or extreme values"
+                        )
+                    history.held_out_loss.append(loss_now)
+                if loss_now is None or loss_now < best_loss:
+                    best = {k: v.clone() for k, v in average.average.items()}
+                    best_loss, since_best, history.best_step = (
+                        loss_now if loss_now is not None else math.inf,
+                        0,
+                        step + 1,
+                    )
+                else:
+                    since_best += 1
+                told = Evaluation(step + 1, steps, train_loss, loss_now, model, average.average)
+                asked_to_stop = [callback(told) for callback in callbacks]
+                if any(asked_to_stop) or (patience is not None and since_best >= patience):
+                    history.stopped = "early"
+                elif step + 1 == steps:
+                    history.stopped = "budget"
+                if checkpoint is not None:
+                    _Checkpoint(step + 1, best_loss, since_best, history, signature, best).write(
+                        Path(checkpoint), model, optimizer, average, generator
+                    )
+                if history.stopped:
+                    break
     if best is not None:
         model.load_state_dict(best)
     return history
+
+
+def _fingerprint(rows: Tensor | None) -> int | None:
+    return None if rows is None else zlib.crc32(rows.detach().cpu().numpy().tobytes())
+
+
+def _described(thing) -> str:
+    """What prints the same in every process that builds the same thing: a repr without its addresses."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 
 def _bar(todo: range, steps: int, progress: bool | None, label: str):
@@ -256,10 +307,13 @@ class _Checkpoint:
         with safe_open(path, framework="pt") as file:
             about = json.loads(file.metadata()["training"])
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-        if about["signature"] != signature:
+        found = about["signature"]
+        changed = [name for name in signature if found.get(name) != signature[name]]
+        if changed:
             raise ValueError(
-                f"expected a checkpoint of this training ({signature}), got one of another ({about['signature']}) in "
-                f"{path}: delete the file to start again, or call fit with the data and settings it was made with"
+                f"expected a checkpoint of this training in {path}, got one of another (different: "
+                f"{', '.join(changed)}): delete the file to start again, or call fit with the data and settings it "
+                "was made with"
             )
         best = {k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")} or None
         history = History(**about["history"])

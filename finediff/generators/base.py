@@ -10,24 +10,23 @@ nor set. Fitting and sampling use separate streams of it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import json
 import numbers
-import os
-import shutil
-import uuid
 from abc import ABC, abstractmethod
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from finediff.panel import heuristic_warnings
+from finediff.provenance import whole_directory
 
 _FIT, _SAMPLE = 0, 1
 _FORMAT = 1
@@ -72,8 +71,10 @@ class ScenarioGenerator(BaseEstimator, ABC):
         Parameters
         ----------
         X : DataFrame or array (n, d)
-            Simple returns per period, one row a date; at least 2 rows, no missing or infinite values.
-        y : ignored
+            Simple returns per period, one row a date; at least 2 rows, no missing or infinite values. An asset
+            that never moves is allowed and comes back as it is.
+        y : None
+            Ignored.
 
         Returns
         -------
@@ -82,12 +83,17 @@ class ScenarioGenerator(BaseEstimator, ABC):
         Raises
         ------
         ValueError
-            For non-numeric, missing or infinite entries, or fewer than 2 rows. What only looks wrong (prices,
-            percent, stale prices, few rows) is a `finediff.panel.PanelWarning`.
+            For non-numeric, missing or infinite entries, fewer than 2 rows, two assets of one name, or a panel
+            whose rows are all the same. What only looks wrong (prices, percent, stale prices, few rows) is a
+            `finediff.panel.PanelWarning`.
         """
         _refuse_gaps(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, copy=True)
-        heuristic_warnings(X, getattr(self, "feature_names_in_", None), stacklevel=2)
+        heuristic_warnings(X, getattr(self, "feature_names_in_", range(X.shape[1])), stacklevel=2)
+        if not np.ptp(X, axis=0).any():
+            raise ValueError(
+                f"expected returns that vary, got the same row {len(X)} times: there is no law to learn"
+            )
         self.n_samples_fit_ = len(X)
         self._fit(X, self._seed(None, _FIT))
         return self
@@ -98,6 +104,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
         Parameters
         ----------
         n_samples : int
+            Number of scenarios, at least 1.
         random_state : None, int or RandomState
             None uses the estimator's own random_state, so that two calls give the same scenarios where that is
             an integer; pass another integer for others.
@@ -105,7 +112,8 @@ class ScenarioGenerator(BaseEstimator, ABC):
         Returns
         -------
         DataFrame or ndarray (n_samples, d)
-            Simple returns per period; float64. A DataFrame (index "scenario") if the panel was one.
+            Simple returns per period; float64. A DataFrame (index "scenario") if the panel was one whose
+            columns have names.
         """
         check_is_fitted(self)
         if not isinstance(n_samples, numbers.Integral) or n_samples < 1:
@@ -124,7 +132,14 @@ class ScenarioGenerator(BaseEstimator, ABC):
         if random_state is None:  # check_random_state(None) would read numpy's global state
             words = np.random.SeedSequence().generate_state(4)
         else:
-            words = check_random_state(random_state).randint(0, 2**32, size=4, dtype=np.uint64)
+            try:
+                stream = check_random_state(random_state)
+            except ValueError:
+                raise ValueError(
+                    "expected random_state to be None, an integer from 0 to 2^32 - 1 or a numpy RandomState, got "
+                    f"{random_state!r}: pass an integer"
+                ) from None
+            words = stream.randint(0, 2**32, size=4, dtype=np.uint64)
         return int(np.random.SeedSequence([*map(int, words), purpose]).generate_state(1, np.uint64)[0] >> 1)
 
     def save(self, path) -> Path:
@@ -134,10 +149,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
         """
         check_is_fitted(self)
         path = Path(path)
-        if path.exists() and not (path / "generator.json").exists():
-            raise ValueError(
-                f"expected a new directory or a saved generator to replace, got {path}: choose another name"
-            )
+        arrays = save({k: np.ascontiguousarray(v) for k, v in self._arrays().items()})
         about = {
             "format": _FORMAT,
             "class": type(self).__name__,
@@ -146,25 +158,11 @@ class ScenarioGenerator(BaseEstimator, ABC):
             "n_features_in": self.n_features_in_,
             "n_samples_fit": self.n_samples_fit_,
             "feature_names_in": list(getattr(self, "feature_names_in_", [])) or None,
+            "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        partial.mkdir()
-        try:
-            save_file(
-                {k: np.ascontiguousarray(v) for k, v in self._arrays().items()},
-                partial / "arrays.safetensors",
-            )
+        with whole_directory(path, marker="generator.json") as partial:
+            (partial / "arrays.safetensors").write_bytes(arrays)
             (partial / "generator.json").write_text(json.dumps(about, indent=2))
-            if path.exists():
-                old = partial.with_suffix(".old")
-                os.replace(path, old)
-                os.replace(partial, path)
-                shutil.rmtree(old)
-            else:
-                os.replace(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         return path
 
     @classmethod
@@ -173,30 +171,37 @@ class ScenarioGenerator(BaseEstimator, ABC):
         path = Path(path)
         try:
             about = json.loads((path / "generator.json").read_text())
-            arrays = load_file(path / "arrays.safetensors")
+            arrays = (path / "arrays.safetensors").read_bytes()
+            if hashlib.sha256(arrays).hexdigest() != about["arrays_sha256"]:
+                raise ValueError("arrays.safetensors is not the file that was saved")
+            arrays, name, parameters = load(arrays), about["class"], about["parameters"].items()
         except FileNotFoundError as missing:
             raise ValueError(
                 f"expected a directory written by save(), got {path} without {Path(missing.filename).name}"
             ) from None
         except Exception as broken:
             raise ValueError(
-                f"expected a directory written by save(), got {path}, whose files cannot be read ({broken})"
+                f"expected a directory written by save(), got {path}, whose files cannot be read ({broken!r})"
             ) from None
         if about.get("format") != _FORMAT:
             raise ValueError(
                 f"expected format {_FORMAT}, got {about.get('format')} in {path}: load it with the finediff "
                 f"that wrote it ({about.get('finediff')})"
             )
-        kind = next((c for c in _subclasses(ScenarioGenerator) if c.__name__ == about["class"]), None)
+        kind = next((c for c in _subclasses(ScenarioGenerator) if c.__name__ == name), None)
         if kind is None or not issubclass(kind, cls):
+            raise ValueError(f"expected a saved {cls.__name__}, got a {name} in {path}: use {name}.load")
+        try:
+            self = kind(**{k: _decode(v) for k, v in parameters})
+            self.n_features_in_, self.n_samples_fit_ = about["n_features_in"], about["n_samples_fit"]
+            if about["feature_names_in"]:
+                self.feature_names_in_ = np.asarray(about["feature_names_in"], dtype=object)
+            self._restore(arrays)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as misfit:
             raise ValueError(
-                f"expected a saved {cls.__name__}, got a {about['class']} in {path}: use {about['class']}.load"
-            )
-        self = kind(**{k: _decode(v) for k, v in about["parameters"].items()})
-        self.n_features_in_, self.n_samples_fit_ = about["n_features_in"], about["n_samples_fit"]
-        if about["feature_names_in"]:
-            self.feature_names_in_ = np.asarray(about["feature_names_in"], dtype=object)
-        self._restore(arrays)
+                f"expected a {name} written by save(), got {path}, whose generator.json does not describe one "
+                f"({misfit!r}): save it again with finediff {version('finediff')}"
+            ) from None
         return self
 
 
@@ -207,16 +212,23 @@ def _subclasses(cls):
 
 
 def _refuse_gaps(X) -> None:
-    """One sentence with the asset and the date for a frame's missing, infinite or non-numeric entries."""
+    """One sentence with the asset and the date for a panel's missing, infinite or non-numeric entries."""
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
+        X = pd.DataFrame(X)
     if not isinstance(X, pd.DataFrame):
         return
+    if not X.columns.is_unique:
+        twice = X.columns[X.columns.duplicated()][0]
+        raise ValueError(f"expected each asset once, got several columns {twice!r}: rename or drop them")
     for position, (name, column) in enumerate(X.items()):
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         if pd.api.types.is_numeric_dtype(column) and np.isfinite(values).all():
             continue
         gap = column.isna().to_numpy()
         text = np.isnan(values) & ~gap
+        dates = np.full(len(X), pd.api.types.is_datetime64_any_dtype(column))
         for what, where, remedy in (
+            ("dates", dates, "make it the index, or drop it"),
             ("text", text, "drop or convert the column"),
             ("NaN (a missing value)", gap, 'choose a policy first: to_returns(prices, missing="drop_rows")'),
             ("infinity (inf)", np.isinf(values), "correct the price it comes from"),
@@ -246,10 +258,11 @@ def _encode(name: str, value):
         fields = {f.name: _encode(name, getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"of": f"{type(value).__module__}:{type(value).__qualname__}", **fields}
     if isinstance(value, BaseEstimator) and type(value).__module__.startswith("sklearn.covariance."):
-        return {"sklearn.covariance": type(value).__name__, **value.get_params(deep=False)}
+        parameters = {k: _encode(f"{name}__{k}", v) for k, v in value.get_params(deep=False).items()}
+        return {"sklearn.covariance": type(value).__name__, **parameters}
     raise ValueError(
-        f"expected parameters made of numbers, strings and finediff's own classes, got {name}={value!r}, which cannot be "
-        "saved without pickle: use one of finediff.diffusion's classes"
+        f"expected parameters made of numbers, strings and finediff's own classes, got {name}={value!r}, which "
+        "cannot be saved without pickle: use one of finediff.diffusion's classes"
     )
 
 
@@ -262,9 +275,13 @@ def _decode(value):
     if "sklearn.covariance" in value:
         import sklearn.covariance
 
-        name = arguments.pop("sklearn.covariance")
-        return getattr(sklearn.covariance, name)(**arguments)
-    module, _, name = arguments.pop("of").partition(":")
-    if module not in _CONFIGURABLE:
-        raise ValueError(f"expected a configuration made of finediff's own classes, got one of {module}")
-    return getattr(importlib.import_module(module), name)(**arguments)
+        module, name = "sklearn.covariance", arguments.pop("sklearn.covariance")
+        kind = getattr(sklearn.covariance, name, None)
+        known = isinstance(kind, type) and issubclass(kind, BaseEstimator)
+    else:
+        module, _, name = arguments.pop("of").partition(":")
+        kind = getattr(importlib.import_module(module), name, None) if module in _CONFIGURABLE else None
+        known = isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__module__ == module
+    if not known:
+        raise ValueError(f"expected a configuration made of known classes, got {name!r} of {module!r}")
+    return kind(**arguments)

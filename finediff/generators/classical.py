@@ -14,6 +14,7 @@ from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 
 from finediff.generators.base import ScenarioGenerator
+from finediff.panel import Standardizer
 
 
 class GaussianGenerator(ScenarioGenerator):
@@ -42,10 +43,9 @@ class GaussianGenerator(ScenarioGenerator):
         self.random_state = random_state
 
     def _fit(self, X, seed):
-        scale = _scale(X)
+        Z, self.mean_, scale = _standardise(X)
         estimator = LedoitWolf() if self.covariance_estimator is None else clone(self.covariance_estimator)
-        self.mean_ = X.mean(0)
-        self.covariance_ = estimator.fit(X / scale).covariance_ * np.outer(scale, scale)
+        self.covariance_ = _rescale(estimator.fit(Z).covariance_, scale)
 
     def _sample(self, n, seed):
         z = np.random.default_rng(seed).standard_normal((n, len(self.mean_)))
@@ -90,23 +90,21 @@ class StudentTGenerator(ScenarioGenerator):
         self.random_state = random_state
 
     def _fit(self, X, seed):
-        if self.dof is not None and not self.dof > 2:
+        if self.dof is not None and not 2 < self.dof < np.inf:
             raise ValueError(
-                f"expected dof above 2, got {self.dof}: the variance of a t with fewer is infinite"
+                f"expected a finite dof above 2, got {self.dof}: the variance of a t with fewer is infinite, and "
+                "with infinitely many it is the GaussianGenerator"
             )
-        scale = _scale(X)
-        Z = X / scale
+        Z, centre, scale = _standardise(X)
         n, d = Z.shape
         shrinkage = LedoitWolf().fit(Z).shrinkage_
-        mean, nu = Z.mean(0), 8.0 if self.dof is None else float(self.dof)
+        mean, nu = np.zeros(d), 8.0 if self.dof is None else float(self.dof)
         scatter = _shrink(np.cov(Z.T, ddof=0).reshape(d, d), shrinkage)
         last = -np.inf
         for _ in range(self.max_iter):
             q, log_det = _mahalanobis(Z - mean, scatter)
             if self.dof is None:
-                nu = minimize_scalar(
-                    lambda v: -_t_log_likelihood(q, log_det, v, d), bounds=(2.05, 100.0), method="bounded"
-                ).x
+                nu = _likeliest_dof(q, log_det, d)
             value = _t_log_likelihood(q, log_det, nu, d)
             if value - last < self.tol:
                 break
@@ -115,7 +113,8 @@ class StudentTGenerator(ScenarioGenerator):
             mean = w @ Z / w.sum()
             centred = Z - mean
             scatter = _shrink((centred * w[:, None]).T @ centred / n, shrinkage)
-        self.mean_, self.scatter_, self.dof_ = mean * scale, scatter * np.outer(scale, scale), float(nu)
+        self.mean_, self.scatter_, self.dof_ = centre, _rescale(scatter, scale), float(nu)
+        self.mean_[scale > 0] += mean * scale[scale > 0]
 
     @property
     def covariance_(self):
@@ -160,6 +159,10 @@ class BootstrapGenerator(ScenarioGenerator):
     def _fit(self, X, seed):
         if self.method not in ("iid", "stationary"):
             raise ValueError(f"expected method 'iid' or 'stationary', got {self.method!r}")
+        if self.method == "iid" and self.block_length is not None:
+            raise ValueError(
+                f"expected no block_length with independent rows, got {self.block_length}: use method='stationary'"
+            )
         if self.block_length is not None and not self.block_length >= 1:
             raise ValueError(f"expected a block_length of at least 1 row, got {self.block_length}")
         self.rows_ = X
@@ -192,14 +195,24 @@ def _optimal_block_length(X) -> float:
 
     if len(X) < 20:
         return max(1.0, len(X) ** (1 / 3))
-    moving = X[:, X.std(0) > 0] ** 2
+    moving = X[:, np.ptp(X, axis=0) > 0] ** 2
     lengths = optimal_block_length(moving)["stationary"] if moving.shape[1] else np.ones(1)
     return float(np.clip(np.nanmean(lengths), 1.0, len(X) / 2))
 
 
-def _scale(X):
-    scale = X.std(0)
-    return np.where(scale > 0, scale, 1.0)
+def _standardise(X):
+    """Z (n, k), the k assets that move, at mean 0 and variance 1; mean (d,); scale (d,), 0 where constant."""
+    scaler = Standardizer().fit(X)
+    Z = scaler.transform(X)
+    moving = Z.std(0) > 0.5  # 1 or 0, up to rounding
+    return Z[:, moving], scaler.mean_, np.where(moving, scaler.scale_, 0.0)
+
+
+def _rescale(matrix, scale):
+    """The matrix (k, k) of the moving assets in units of the returns, (d, d); zero for a constant asset."""
+    full, moving = np.zeros((len(scale), len(scale))), scale > 0
+    full[np.ix_(moving, moving)] = matrix
+    return full * np.outer(scale, scale)
 
 
 def _shrink(covariance, shrinkage):
@@ -208,15 +221,24 @@ def _shrink(covariance, shrinkage):
 
 
 def _root(covariance):
-    """Symmetric square root; a zero eigenvalue (a constant asset) is allowed."""
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    """R with R'R = covariance: the correlation's symmetric root times the sd, so that units only rescale draws."""
+    sd = np.sqrt(np.diag(covariance))
+    unit = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 0)
+    values, vectors = np.linalg.eigh(covariance * np.outer(unit, unit))
+    return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T * sd
 
 
 def _mahalanobis(centred, scatter):
     lower = np.linalg.cholesky(scatter)
     whitened = np.linalg.solve(lower, centred.T)
     return (whitened**2).sum(0), 2 * np.log(np.diag(lower)).sum()
+
+
+def _likeliest_dof(q, log_det, d):
+    def loss(nu):
+        return -_t_log_likelihood(q, log_det, nu, d)
+
+    return minimize_scalar(loss, bounds=(2.05, 100.0), method="bounded").x
 
 
 def _t_log_likelihood(q, log_det, nu, d):

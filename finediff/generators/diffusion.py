@@ -7,14 +7,15 @@ generator is the Gaussian with the panel's shrunk covariance, and what is learne
 
 from __future__ import annotations
 
+import numbers
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from finediff.diffusion.objective import DenoisingScoreMatching, FlowMatching
-from finediff.diffusion.process import VP, Linear
-from finediff.diffusion.sample import ProbabilityFlow
+from finediff.diffusion.process import VP, Linear, Process
+from finediff.diffusion.sample import ProbabilityFlow, Sampler
 from finediff.diffusion.score import NetworkScore
 from finediff.diffusion.train import train
 from finediff.generators.base import ScenarioGenerator
@@ -62,12 +63,12 @@ class DiffusionGenerator(ScenarioGenerator):
         self.random_state = random_state
 
     def _fit(self, X: np.ndarray, seed: int) -> None:
-        if not 0 <= self.held_out < 1:
-            raise ValueError(
-                f"expected held_out to be a share in [0, 1), got {self.held_out!r}: .1 is the default"
-            )
+        self._check_arguments()
         self.scaler_ = Standardizer(whiten=True).fit(X)
-        z = torch.as_tensor(self.scaler_.transform(X), dtype=torch.float32)
+        z = self.scaler_.transform(X)
+        # A constant asset stays constant, whatever the network says of it.
+        self.scaler_.unwhitening_[:, np.abs(z).max(0) < 1e-9] = 0.0
+        z = torch.as_tensor(z, dtype=torch.float32)
         on_cpu = torch.Generator().manual_seed(seed)
         self.score_model_ = self._build(X.shape[1], on_cpu)
         device = self.score_model_.device
@@ -75,7 +76,9 @@ class DiffusionGenerator(ScenarioGenerator):
         n_held_out = round(self.held_out * len(z))
         n_held_out = n_held_out if n_held_out >= _LEAST_HELD_OUT else 0
         held_out, rows = z[order[:n_held_out]].to(device), z[order[n_held_out:]].to(device)
-        generator = torch.Generator(device=device).manual_seed(seed)
+        # Another seed than the first weights have, or the first noise would be equal to them.
+        again = int(torch.randint(2**62, (), generator=on_cpu))
+        generator = torch.Generator(device=device).manual_seed(again)
         with _threads(self.width):
             self.history_ = train(
                 self.score_model_,
@@ -93,6 +96,22 @@ class DiffusionGenerator(ScenarioGenerator):
                 generator=generator,
             )
         self.score_model_.requires_grad_(False).eval()
+
+    def _check_arguments(self) -> None:
+        if not 0 <= self.held_out < 1:
+            raise ValueError(
+                f"expected held_out to be a share in [0, 1), got {self.held_out!r}: .1 is the default"
+            )
+        for name, least in (("width", 1), ("depth", 0), ("steps", 1), ("batch_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise ValueError(f"expected {name} to be a whole number, at least {least}, got {value!r}")
+        for name, kind, example in (("process", Process, "VP()"), ("sampler", Sampler, "DDIM(steps=64)")):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(
+                    f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
+                )
 
     def _sample(self, n: int, seed: int) -> np.ndarray:
         model = self.score_model_
@@ -127,6 +146,10 @@ class DiffusionGenerator(ScenarioGenerator):
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
         self.scaler_ = Standardizer.from_dict(part("scaler/"))
+        try:
+            _device(self.device)
+        except ValueError:  # saved where there was another accelerator
+            self.device = None
         self.score_model_ = self._build(self.n_features_in_, torch.Generator())
         self.score_model_.load_state_dict({k: torch.tensor(v) for k, v in part("network/").items()})
         self.score_model_.requires_grad_(False).eval()
@@ -220,5 +243,6 @@ def _device(device) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"expected a device torch can use here, got {device!r} ({str(error).splitlines()[0]}): try device='cpu'"
+            f"expected a device torch can use here, got {device!r} ({str(error).splitlines()[0]}): "
+            "try device='cpu'"
         ) from None

@@ -3,12 +3,13 @@
 Returns have tails, so the size of x is taken out, told to the network, and put back:
 
     r = sqrt(mean_j x_j^2 + .05),      y = x/r
-    e = silu(MLP(waves(level), waves(log r)) + embedding of the condition)
+    e = silu(MLP(waves(level), waves(min(log r, 4))) + embedding of the condition)
     h_0 = W_x y,      h_{l+1} = h_l + W_l silu(norm(h_l) (1 + a_l(e)) + b_l(e))
     out = r (W_o silu(norm(h_L)) + c(e) o y)                                        (o elementwise)
 
 c(e) is a gain per asset that depends on the noise level and on how violent the day is: what the score of a
-heavy-tailed law mostly is. The last layers start at zero, so an untrained network returns 0.
+heavy-tailed law mostly is. Where r > e^4 = 55, e no longer changes and the output is of degree one in x: linear
+tails. The last layers start at zero, so an untrained network returns 0.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class MLP(nn.Module):
         """x (batch, d), level (batch,), condition (batch, c) with NaN rows for "none", or None -> (batch, d)."""
         r = (x.square().mean(1, keepdim=True) + 0.05).sqrt()
         y = x / r
-        state = torch.cat([level[:, None], r.log()], 1)
+        state = torch.cat([level[:, None], r.log().clamp(max=4.0)], 1)
         angles = (state * state.new_tensor([1.0, 0.5]))[:, :, None] * self.frequencies
         waves = torch.cat([angles.cos(), angles.sin()], 2).flatten(1)
         e = self.mix_state(silu(self.read_state(torch.cat([state, waves], 1))))

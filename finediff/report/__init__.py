@@ -1,0 +1,1 @@
+"""The risk report: one self-contained HTML file about a panel, its scenarios and what they are good for."""

@@ -1,0 +1,161 @@
+"""One plain sentence per section, each resting on numbers that the section shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from finediff.validation import FLOOR_ROW
+
+INDEPENDENT = (
+    "These scenarios are independent in time: they describe one period ahead, without volatility clustering. "
+    "Do not chain them into multi-day paths."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """status: "good", "note" (read before use) or "poor"; text: one sentence."""
+
+    status: str
+    text: str
+
+
+def verdicts(study) -> dict[str, Verdict]:
+    """The sentences of a `finediff.report.study.Study`, by section."""
+    return {
+        "panel": _panel(study),
+        **({"training": _training(study)} if study.histories else {}),
+        "fit": _fit(study),
+        "dependence": _dependence(study),
+        "covariance": _covariance(study),
+        "portfolio": _portfolio(study),
+        "tail risk": _tail(study),
+        "generators": _generators(study),
+    }
+
+
+def _panel(study) -> Verdict:
+    errors = [f for f in study.findings if f.severity == "error"]
+    if errors:
+        return Verdict("poor", f"The panel check found {len(errors)} errors, first: {errors[0].message}")
+    if study.findings:
+        return Verdict(
+            "note", f"The panel check has {len(study.findings)} warnings, first: {study.findings[0].message}"
+        )
+    return Verdict("good", f"The panel check found nothing wrong in {study.returns.size:,} returns.")
+
+
+def _training(study) -> Verdict:
+    early = [name for name, h in study.histories.items() if h.stopped == "early"]
+    late = [name for name in study.histories if name not in early]
+    best = ", ".join(f"{name} at step {h.best_step}" for name, h in study.histories.items())
+    if late:
+        return Verdict(
+            "note",
+            f"Best held-out losses: {best}; {', '.join(late)} used the whole budget: more steps may help.",
+        )
+    return Verdict("good", f"Training stopped by itself once the held-out loss no longer fell: {best}.")
+
+
+def _fit(study) -> Verdict:
+    here, later = study.splits["random"].report, study.splits["chronological"].report
+    table = here.table
+    ratio, rejected = table.loc["sd_ratio", "scenarios"], table.loc["cvm_rejection_rate", "scenarios"]
+    text = (
+        f"{study.generator_name} on rows it never saw: the median asset's volatility is {ratio:.2f} times the real one and "
+        f"{rejected:.0%} of random portfolios differ by Cramer-von Mises (real rows against real: "
+        f"{table.loc['cvm_rejection_rate', 'floor']:.0%}). {here.verdict} In time order: {_lower(later.verdict)}"
+    )
+    return Verdict("good" if here.within_floor else "note" if rejected <= 0.25 else "poor", text)
+
+
+def _dependence(study) -> Verdict:
+    table = study.splits["random"].report.table
+    error, floor = table.loc["correlation_error", "scenarios"], table.loc["correlation_error", "floor"]
+    tail = table.loc["tail_dependence_ratio", "scenarios"]
+    text = (
+        f"Correlations miss the held-out ones by {error:.3f} on average, where the training rows themselves miss them by "
+        f"{floor:.3f}; assets crash together {tail:.2f} times as often as they really do."
+    )
+    status = "good" if error <= floor + 0.02 and abs(np.log(max(tail, 1e-9))) < 0.25 else "note"
+    return Verdict(status, text)
+
+
+def _covariance(study) -> Verdict:
+    table = study.covariance_table.drop(index="held-out rows", errors="ignore")
+    volatility = table["held-out volatility of its minimum-variance portfolio (%)"]
+    best, ours = volatility.idxmin(), "scenarios"
+    text = (
+        f"The minimum-variance portfolio of the scenarios' covariance has {volatility[ours]:.2f} % annual volatility on "
+        f"held-out rows; the best of the table is {best} with {volatility[best]:.2f} %. A smaller condition number "
+        f"({table.loc[ours, 'condition number']:.0f} against {table.loc['sample', 'condition number']:.0f} for the sample) is "
+        "not by itself an improvement."
+    )
+    return Verdict("good" if volatility[ours] <= volatility.min() * 1.02 else "note", text)
+
+
+def _portfolio(study) -> Verdict:
+    weights = study.allocations["minimum variance"].weights
+    held = weights[weights > 1e-6]
+    text = (
+        f"Minimum variance holds {len(held)} of {len(weights)} assets, the largest {weights.idxmax()} at {weights.max():.0%}; "
+        f"the effective number of positions is {1 / (weights**2).sum():.1f}. Expected returns are estimates of the training "
+        "rows' means: the maximum-Sharpe weights carry their error."
+    )
+    return Verdict("note" if weights.max() > 0.5 else "good", text)
+
+
+def _tail(study) -> Verdict:
+    tail = study.tail
+    gap = (tail["VaR scenarios"] - tail["VaR real"]) / tail["VaR real s.e."]
+    outside = gap[gap.abs() > 2]
+    label, level = gap.abs().idxmax()
+    row = tail.loc[(label, level)]
+    text = (
+        f"{len(gap) - len(outside)} of {len(gap)} value-at-risk figures lie within two standard errors of the held-out "
+        f"rows'; the furthest is {label} at {level:.0%}: {row['VaR scenarios']:.2%} in the scenarios, {row['VaR real']:.2%} "
+        f"(s.e. {row['VaR real s.e.']:.2%}) in reality."
+    )
+    if len(outside) and (outside < 0).any():
+        return Verdict(
+            "poor" if len(outside) > len(gap) / 2 else "note", text + " The scenarios understate risk there."
+        )
+    return Verdict("note" if len(outside) else "good", text)
+
+
+def _generators(study) -> Verdict:
+    table = study.splits["random"].table.drop(index=FLOOR_ROW)
+    copies = table.index[table["memorised_fraction"] > 0.5]
+    rivals = table.drop(index=copies)
+    ours, order = rivals.loc[study.generator_name], rivals["energy_distance"].sort_values()
+    place = int(order.index.get_loc(study.generator_name)) + 1
+    text = (
+        f"By energy distance to the held-out rows {study.generator_name} comes {_ordinal(place)} of {len(order)} generators that "
+        f"do not copy rows ({ours['energy_distance']:.4f}; best {order.index[0]} with {order.iloc[0]:.4f}, real rows "
+        f"{_floor(study)['energy_distance']:.4f})."
+    )
+    if len(copies):
+        text += (
+            f" {_list(copies)} {'repeats' if len(copies) == 1 else 'repeat'} training rows: near the floor by "
+            "construction, with nothing new in the scenarios."
+        )
+    return Verdict("good" if place == 1 else "note", text)
+
+
+def _floor(study) -> pd.Series:
+    return study.splits["random"].table.loc[FLOOR_ROW]
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
+def _list(names) -> str:
+    return " and ".join(names)
+
+
+def _ordinal(place: int) -> str:
+    return {1: "first", 2: "second", 3: "third"}.get(place, f"{place}th")
