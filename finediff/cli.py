@@ -6,6 +6,7 @@ beside them; each appears whole or not at all. Bad input is one sentence on stan
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import warnings
@@ -439,12 +440,14 @@ def _returns(panel: str, kind: Kind, missing: Missing, start, end) -> pd.DataFra
         if f.severity == "error" and not (f.code == "missing_values" and missing != "error")
     ]
     if blocking:
-        more = (
-            f" (and {len(findings) - 1} more findings: run finediff check {panel})"
-            if len(findings) > 1
-            else ""
-        )
-        raise ValueError(f"{blocking[0]}{more}")
+        first = blocking[0]
+        remedy = {
+            "missing_values": "Choose --missing drop_rows or --missing drop_assets.",
+            "non_positive_price": "Correct it, or say --kind returns if these are returns.",
+            "prices_as_returns": "Leave out --kind returns.",
+        }.get(first.code, first.remedy)
+        more = f" ({len(findings) - 1} more: finediff check {panel})" if len(findings) > 1 else ""
+        raise ValueError(f"{first.message} {remedy}{more}")
     for finding in findings:
         _say(f"warning: {finding}")
     if kind is Kind.prices:
@@ -502,6 +505,8 @@ def _say(line: str) -> None:
 
 def main() -> None:
     """Entry point: bad input is one sentence and exit code 2."""
+    # A polite kill unwinds like any other exit, so that partial files are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
     try:
         app()

@@ -224,7 +224,7 @@ def _checked(covariance):
     variance = np.diag(matrix)
     dead = np.flatnonzero(variance <= 1e-24 * size)
     if dead.size:
-        labels = list(dead if names is None else names[dead])[:5]
+        labels = (dead if names is None else names[dead]).tolist()[:5]
         raise ValueError(
             f"expected positive variances, got {variance[dead[0]]:.3g} for {labels}: such an asset has no "
             "correlation (a constant or stale price); drop it."

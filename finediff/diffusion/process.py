@@ -188,10 +188,12 @@ class DiscreteVP(_VariancePreserving):
         return f"DiscreteVP(<{len(self.betas)} betas from {self.betas[0]:.2g} to {self.betas[-1]:.2g}>)"
 
     def _integrated_beta(self, t: Tensor) -> Tensor:
-        table = _integrated_table(self.betas).to(device=t.device, dtype=t.dtype)
+        table = _integrated_table(self.betas)
         steps = len(self.betas)
         cell = (t.detach() * steps).floor().long().clamp(0, steps - 1)
-        return table[cell] + (t * steps - cell) * (table[cell + 1] - table[cell])
+        # Differences in float64, then t's dtype: in float32 they would lose the digits that the sums hold.
+        start, rate = (values.to(device=t.device, dtype=t.dtype)[cell] for values in (table, table.diff()))
+        return start + (t * steps - cell) * rate
 
 
 @functools.lru_cache(maxsize=32)

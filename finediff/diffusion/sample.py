@@ -3,7 +3,7 @@
 From t to s < t, with x0 = x0_hat and eps = eps_hat at (x, t), z ~ N(0, I), lambda = log(alpha/sigma):
     DDIM(eta)     x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v^2) eps + eta v z,         eta = 1: DDPM
                   v^2 = (sigma_s^2/sigma_t^2) (sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2)
-    ODE           dx/dt = u(x, t) = alpha' x0 + sigma' eps
+    ODE           dx/dt = u(x, t) = alpha' x0 + sigma' eps,   or  d(x/r)/dtheta = (alpha eps - sigma x0)/r
     reverse SDE   dx = [f x - g^2 score] dt + g dw
     DPM-Solver++  DDIM(0) or DDIM(1) with x0 + (h/2h') (x0 - x0'), primes the step before, h in lambda
     Langevin      x <- x + a score + sqrt(2 a) z, at one time
@@ -198,7 +198,10 @@ class DDPM(Sampler):
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Sampler):
-    """The probability-flow ODE dx/dt = u(x, t) (Song et al. 2021, arXiv 2011.13456), integrated in t.
+    """The probability-flow ODE (Song et al. 2021, arXiv 2011.13456), integrated in the angle of the noise.
+
+    dx/dt = f x - g^2 score/2 is, on every path, d(x/r)/dtheta = v/r with r^2 = alpha^2 + sigma^2 and
+    tan theta = sigma/alpha: smooth where f is infinite (alpha = 0) and where alpha' jumps (`DiscreteVP`).
 
     Parameters
     ----------
@@ -233,24 +236,37 @@ class ProbabilityFlow(Sampler):
         return process.grid(1) if self.method == "adaptive" else super().grid(process)
 
     def step(self, model, x, t, s, memory, *, condition, generator):
-        def u(x: Tensor, t: Tensor) -> Tensor:
-            return model.velocity(x, t, condition)
+        process = model.process
 
+        def polar(t: Tensor) -> tuple[Tensor, Tensor]:
+            return torch.hypot(process.alpha(t), process.sigma(t)), torch.atan2(process.sigma(t), process.alpha(t))
+
+        def time(theta: Tensor) -> Tensor:
+            return process.time(-2 * torch.log(torch.tan(theta)))
+
+        def slope(y: Tensor, t: Tensor) -> Tensor:
+            r = polar(t)[0].to(y)
+            return from_denoised(model.denoise(r * y, t, condition), r * y, t, process, "v") / r
+
+        (r, start), (r_end, end) = polar(t), polar(s)
+        y, h = x / r.to(x), float(end - start)
         if self.method == "adaptive":
-            return _dopri5(u, x, t, s, self.rtol, self.atol), None
-        h, first = float(s - t), u(x, t)
+            y = _dopri5(lambda theta, y: slope(y, time(theta.cpu())), y, start, end, self.rtol, self.atol)
+            return r_end.to(x) * y, None
+        first = slope(y, t)
         if self.method == "euler":
-            return x + h * first, None
-        if self.method == "heun":
-            return x + h / 2 * (first + u(x + h * first, s)), None
-        middle = (t + s) / 2
-        second = u(x + h / 2 * first, middle)
-        third = u(x + h / 2 * second, middle)
-        last = u(x + h * third, s)
-        return x + h / 6 * (first + 2 * second + 2 * third + last), None
+            y = y + h * first
+        elif self.method == "heun":
+            y = y + h / 2 * (first + slope(y + h * first, s))
+        else:
+            middle = time((start + end) / 2)
+            second = slope(y + h / 2 * first, middle)
+            third = slope(y + h / 2 * second, middle)
+            y = y + h / 6 * (first + 2 * second + 2 * third + slope(y + h * third, s))
+        return r_end.to(x) * y, None
 
 
-def _dopri5(u, x: Tensor, t: Tensor, s: Tensor, rtol: float, atol: float) -> Tensor:
+def _dopri5(slope, y: Tensor, start: Tensor, end: Tensor, rtol: float, atol: float) -> Tensor:
     try:
         from torchdiffeq import odeint
     except ImportError as error:
@@ -258,8 +274,8 @@ def _dopri5(u, x: Tensor, t: Tensor, s: Tensor, rtol: float, atol: float) -> Ten
             "ProbabilityFlow(method='adaptive') expected the package torchdiffeq, which is not installed: "
             "pip install 'finediff[ode]', or use method='rk4'"
         ) from error
-    times = torch.stack([t, s]).to(device=x.device, dtype=torch.float64)
-    return odeint(lambda time, x: u(x, time), x, times, method="dopri5", rtol=rtol, atol=atol)[-1]
+    span = torch.stack([start, end]).to(y.device)
+    return odeint(slope, y, span, method="dopri5", rtol=rtol, atol=atol)[-1]
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,23 @@ def _fetch(tickers, start, end, cache, refresh):
 
     import yfinance
 
-    options = {"auto_adjust": True, "ignore_tz": True, "progress": False, "timeout": 30}
+    # Every flag, because yfinance has changed its defaults between versions.
+    options = {
+        "interval": "1d",
+        "auto_adjust": True,
+        "back_adjust": False,
+        "repair": False,
+        "rounding": False,
+        "actions": False,
+        "prepost": False,
+        "keepna": True,
+        "ignore_tz": True,
+        "group_by": "column",
+        "multi_level_index": True,
+        "threads": True,
+        "progress": False,
+        "timeout": 30,
+    }
     prices = _closes(yfinance.download(tickers, start=start, end=stop, **options), tickers)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=".") as folder:  # no reader sees half a file

@@ -81,7 +81,7 @@ _STYLE = {
     "axes.labelsize": 12.5,
     "axes.titlesize": 13,
     "axes.titlelocation": "left",
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlecolor": INK,
     "axes.titlepad": 8,
     "axes.edgecolor": MUTED,
@@ -153,7 +153,9 @@ def _inline(svg: str, name: str, alternative: str) -> str:
             elif key == "clip-path":
                 value = f"url(#{renamed[value[5:-1]]})"
             elif key == "style":
-                value = re.sub(r"font(-family)?:[^;]*'[^;]*(;\s*|$)", "", value)
+                value = re.sub(r"font-family:[^;]*(;\s*|$)", "", value)
+                value = re.sub(r"(\bfont:[^;']*)'[^;]*", r"\1var(--sans)", value)
+                value = value.replace("font-weight: 700", "font-weight: 600")
                 value = re.sub(r"#0000\d\d", lambda found: _VARIABLES[found[0]], value)
             elif key == "d":
                 value = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.1f}", value)

@@ -5,10 +5,12 @@
     f_hat = Gamma B^T Lambda^-1 r = alpha F + N(0, Gamma):  all that R_t says about F
     F_hat = E[F | f_hat],  from the law of the factors
     score    = -Lambda^-1 (r - alpha B F_hat)
-             = Lambda^-1 B Gamma grad log p_fac(f_hat) - Lambda^-1 (r - B f_hat),   grad log p_fac = -Gamma^-1 (f_hat - alpha F_hat)
     E[R|R_t] = m + B F_hat + alpha D Lambda^-1 (r - alpha B F_hat)
-    log p_t  = log p_fac(f_hat) + 1/2 log|2 pi Gamma| - 1/2 log|2 pi Lambda| - 1/2 (r - B f_hat)^T Lambda^-1 (r - B f_hat)
+    log p_t  = log p_fac(f_hat) + 1/2 log|2 pi Gamma| - 1/2 log|2 pi Lambda|
+               - 1/2 (r - B f_hat)^T Lambda^-1 (r - B f_hat)
 
+With grad log p_fac = -Gamma^-1 (f_hat - alpha F_hat) the score is that of the paper,
+Lambda^-1 B Gamma grad log p_fac(f_hat) - Lambda^-1 (r - B f_hat); this form divides by neither alpha nor sigma.
 No d x d matrix appears: batch x d x k at one time t, batch x d x k^2 where each row has its own.
 """
 
@@ -144,8 +146,8 @@ class FactorScore(ExactScore):
         variance = as_shape("an idiosyncratic variance", idiosyncratic_variance, (d,), loadings)
         if not (variance > 0).all():
             raise ValueError(
-                f"expected positive idiosyncratic variances, got {variance.min():.3g}: an asset without noise of its own "
-                "has a singular covariance; give it a small one, or use GaussianScore"
+                f"expected positive idiosyncratic variances, got {variance.min():.3g}: an asset without "
+                "noise of its own has a singular covariance; give it a small one, or use GaussianScore"
             )
         if k > 0 and torch.linalg.matrix_rank(loadings / variance.sqrt()[:, None]) < k:
             raise ValueError(

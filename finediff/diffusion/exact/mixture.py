@@ -25,7 +25,7 @@ from finediff.diffusion.exact.gaussian import (
     log_normal,
     noised,
 )
-from finediff.diffusion.process import Process, expand
+from finediff.diffusion.process import Process
 
 
 def draw_mixture(weights: Tensor, means: Tensor, roots: Tensor, n: int, generator) -> Tensor:

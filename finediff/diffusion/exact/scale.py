@@ -26,6 +26,9 @@ from finediff.diffusion.exact.gaussian import (
 )
 from finediff.diffusion.process import Process
 
+# Shrinkages that `fit` chooses among: 0, and steps over which the likelihood changes little.
+LADDER = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
+
 
 class ScaleMixtureScore(ExactScore):
     """The exact model of a Gaussian scale mixture.
@@ -47,9 +50,13 @@ class ScaleMixtureScore(ExactScore):
     ----------
     likelihoods : tuple of floats
         After `fit`: the objective of EM at each iteration, mean nats a row. Empty otherwise.
+    shrinkage, leave_one_out : float or None
+        After `fit`: the share of the diagonal target, and the leave-one-out likelihood, mean nats a row.
     """
 
     likelihoods: tuple[float, ...] = ()
+    shrinkage: float | None = None
+    leave_one_out: float | None = None
 
     def __init__(self, scales, weights, mean, covariance, process: Process) -> None:
         super().__init__()
@@ -133,95 +140,126 @@ class ScaleMixtureScore(ExactScore):
         *,
         scales=None,
         n_scales: int = 16,
-        shrinkage: float = 0.0,
+        shrinkage: float | None = None,
         iterations: int = 200,
         tolerance: float = 1e-6,
     ) -> ScaleMixtureScore:
         """Maximum likelihood of mean, covariance and weights by EM (Dempster, Laird & Rubin 1977, JRSS B 39).
 
         E: P(v_k | x_i), hence r_i = E[1/v | x_i].  M: w_k = mean_i P(v_k | x_i), m = sum r_i x_i / sum r_i,
-        S = (1 - shrinkage) mean_i r_i (x_i - m)(x_i - m)^T + shrinkage T: the loud days count less. Afterwards
-        the scales are divided by their mean, which leaves the law as it is and makes S the covariance of x.
+        S = (1 - s) mean_i r_i (x_i - m)(x_i - m)^T + s T: loud days count less. At the end the scales are
+        divided by their mean, which leaves the law as it is and makes S the covariance of x.
 
         Parameters
         ----------
         X : (n, d) array or tensor
+            Returns, one row a date, scaled so that the path's noise levels fit them.
         process : Process
+            The path along which the law is then diffused; the fit does not depend on it.
         scales : (M,), optional
             The grid, in units of the sample covariance. Default: `default_scales`.
         n_scales : int
             Size of the default grid.
-        shrinkage : float in [0, 1)
-            Share of the target T = diag of the sample covariance; needed where n <= d. What then never
-            decreases is (1 - shrinkage) log-likelihood - shrinkage/2 (log|S| + tr S^-1 T).
+        shrinkage : float in [0, 1), optional
+            s, the share of T = the diagonal of the sample covariance. What EM never decreases is
+            (1 - s) log-likelihood - s/2 (log|S| + tr S^-1 T). Default: the best of eight values by the
+            leave-one-out likelihood. With n near or below d a small s fits each row with its own direction,
+            leaves no volatility to be seen, and loses to a Gaussian: .5 to .9 is right there.
         iterations : int
+            At most so many.
         tolerance : float
             EM stops when an iteration gains less, in nats a row.
 
         Raises
         ------
         ValueError
-            Where the covariance is singular and not shrunk.
+            Where the covariance is singular and not shrunk, or a column is constant.
         """
         X = as_floating(X)
         if X.ndim != 2 or len(X) < 2:
             raise ValueError(f"expected X of shape (n, d) with n >= 2, got {tuple(X.shape)}")
-        if not 0 <= shrinkage < 1:
-            raise ValueError(f"expected a shrinkage in [0, 1), got {shrinkage}")
+        if shrinkage is not None and not 0 <= shrinkage < 1:
+            raise ValueError(f"expected a shrinkage in [0, 1) or None, got {shrinkage}")
         if iterations < 1:
             raise ValueError(f"expected at least 1 iteration, got {iterations}")
         X = as_shape("X", X, X.shape, X)
-        n, d = X.shape
-        mean, raw = X.mean(0), torch.cov(X.T, correction=0).reshape(d, d)
-        target = torch.diag(raw.diagonal())
-        covariance = (1 - shrinkage) * raw + shrinkage * target
-        q = _mahalanobis(X - mean, covariance)[0]
-        v = default_scales(q / d, n_scales) if scales is None else as_floating(scales, X)
-        weights, trace = torch.full_like(v, 1 / len(v)), []
-        for _ in range(iterations):
-            q, root = _mahalanobis(X - mean, covariance)
-            log_det = 2 * root.diagonal().log().sum()
-            normal = -0.5 * (q[:, None] / v + d * torch.log(2 * torch.pi * v) + log_det)
-            joint = weights.log() + normal
-            prior = log_det + torch.cholesky_solve(target, root).trace()
-            trace.append(float((1 - shrinkage) * joint.logsumexp(1).mean() - shrinkage / 2 * prior))
-            if len(trace) > 1 and trace[-1] - trace[-2] < tolerance:
-                break
-            posterior = joint.softmax(1)
-            weights, r = posterior.mean(0), posterior @ (1 / v)
-            mean = r @ X / r.sum()
-            centred = X - mean
-            covariance = (1 - shrinkage) * (centred.T * r) @ centred / n + shrinkage * target
-        unit = weights @ v
-        model = cls(v / unit, weights, mean, covariance * unit, process)
-        model.likelihoods = tuple(trace)
+        ladder = LADDER if shrinkage is None else (shrinkage,)
+        if shrinkage is None and _root(torch.cov(X.T, correction=0)) is None:
+            ladder = LADDER[1:]
+        best = -math.inf
+        for s in ladder:
+            *fitted, trace, held_out = _expectation_maximisation(
+                X, scales, n_scales, s, iterations, tolerance
+            )
+            if held_out > best or s == ladder[0]:
+                best, model = held_out, cls(*fitted, process)
+                model.likelihoods, model.shrinkage, model.leave_one_out = tuple(trace), s, held_out
         return model
 
 
 def default_scales(q: Tensor, count: int) -> Tensor:
     """An even grid of log v over the range of the rows' own volatilities q_i = |x_i|^2_S / d, (count,).
 
-    No row is likelier under a v beyond the largest q or below the smallest; in few dimensions q comes close to
-    0 by chance, so the grid starts no lower than exp(-5) times the median.
+    No row is likelier under a v beyond the largest q or below the smallest; in few dimensions q comes close
+    to 0 by chance, so the grid starts no lower than exp(-5) times the median.
     """
     if count < 1:
         raise ValueError(f"expected at least 1 scale, got {count}: use n_scales=16")
-    low, high = torch.maximum(q.min(), q.median() * math.exp(-5)), q.max()
+    low, high = torch.maximum(q.min(), q.median() * math.exp(-5)).log().item(), q.max().log().item()
     if count == 1 or not low < high:
         return q.mean().reshape(1)
-    return torch.exp(
-        torch.linspace(low.log().item(), high.log().item(), count, dtype=q.dtype, device=q.device)
-    )
+    return torch.exp(torch.linspace(low, high, count, dtype=q.dtype, device=q.device))
 
 
-def _mahalanobis(x: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """|x_i|^2 in the covariance's metric, (n,), and its Cholesky factor."""
+def _root(covariance: Tensor) -> Tensor | None:
+    """The Cholesky factor; None where the covariance is singular."""
+    covariance = torch.atleast_2d(covariance)
+    deviations = covariance.diagonal().sqrt()
     root, failed = torch.linalg.cholesky_ex(covariance)
-    spread = root.diagonal()
-    if failed or spread.min() < torch.finfo(x.dtype).eps ** 0.5 * spread.max():
-        raise ValueError(
-            f"expected a covariance of full rank, got a singular one from {tuple(x.shape)} rows and columns, because "
-            "there are too few rows, or columns that are constant or multiples of each other: pass shrinkage=0.1, "
-            "or drop them"
-        )
-    return torch.linalg.solve_triangular(root, x.T, upper=False).square().sum(0), root
+    # Against each column's own deviation: a panel in mixed units is not singular.
+    singular = failed or not (root.diagonal() > torch.finfo(root.dtype).eps ** 0.5 * deviations).all()
+    return None if singular else root
+
+
+def _expectation_maximisation(X, scales, n_scales, shrinkage, iterations, tolerance):
+    """Scales, weights, mean and covariance; the objective at each iteration; the leave-one-out likelihood."""
+    n, d = X.shape
+    mean, raw = X.mean(0), torch.atleast_2d(torch.cov(X.T, correction=0))
+    target = torch.diag(raw.diagonal())
+    covariance = (1 - shrinkage) * raw + shrinkage * target
+    v = None if scales is None else as_floating(scales, X)
+    weights, trace = None, []
+    while True:
+        root = _root(covariance)
+        if root is None:
+            raise ValueError(
+                f"expected a covariance of full rank, got a singular one from X of shape {tuple(X.shape)} with "
+                f"shrinkage={shrinkage}, because rows are too few or columns are constant or repeat others: drop "
+                "such columns, or let shrinkage=None choose"
+            )
+        q = torch.linalg.solve_triangular(root, (X - mean).T, upper=False).square().sum(0)
+        if weights is None:
+            v = default_scales(q / d, n_scales) if v is None else v
+            weights = torch.full_like(v, 1 / len(v))
+        log_det = 2 * root.diagonal().log().sum()
+        prior = log_det + torch.cholesky_solve(target, root).trace()
+        joint = _joint(weights, v, q, log_det, d)
+        trace.append(float((1 - shrinkage) * joint.logsumexp(1).mean() - shrinkage / 2 * prior))
+        posterior = joint.softmax(1)
+        r = posterior @ (1 / v)
+        if len(trace) > iterations or (len(trace) > 1 and trace[-1] - trace[-2] < tolerance):
+            break
+        weights, mean = posterior.mean(0), r @ X / r.sum()
+        centred = X - mean
+        covariance = (1 - shrinkage) * (centred.T * r) @ centred / n + shrinkage * target
+    # Without its own row the covariance is a rank-one change: q -> q/(1 - h), log|S| -> log|S| + log(1 - h).
+    kept = (1 - (1 - shrinkage) * r * q / n).clamp(min=torch.finfo(q.dtype).eps)
+    held_out = _joint(weights, v, q / kept, log_det + kept.log(), d).logsumexp(1).mean()
+    unit = weights @ v
+    return v / unit, weights, mean, covariance * unit, trace, float(held_out)
+
+
+def _joint(weights: Tensor, v: Tensor, q: Tensor, log_det: Tensor, d: int) -> Tensor:
+    """log w_k N(x_i; m, v_k S), (n, M), from q_i = (x_i - m)^T S^-1 (x_i - m)."""
+    normal = q[:, None] / v + d * torch.log(2 * torch.pi * v) + log_det.reshape(-1, 1)
+    return weights.log() - 0.5 * normal

@@ -1,0 +1,170 @@
+"""The command line: the verbs in a row, exit codes, whole results."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from finediff.cli import main
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """finediff in this process: (exit code, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["finediff", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def prices(tmp_path_factory):
+    """Prices of four assets over 600 days, in a file."""
+    rng = np.random.default_rng(0)
+    returns = 0.01 * (rng.standard_t(5, (600, 1)) + rng.standard_t(5, (600, 4)))
+    frame = pd.DataFrame(
+        100 * np.cumprod(1 + returns, axis=0),
+        columns=list("ABCD"),
+        index=pd.bdate_range("2015-01-01", periods=600, name="Date"),
+    )
+    path = tmp_path_factory.mktemp("panel") / "prices.parquet"
+    frame.to_parquet(path)
+    return path
+
+
+def test_the_verbs_in_a_row(run, prices, tmp_path):
+    model, scenarios = tmp_path / "model", tmp_path / "scenarios.parquet"
+    covariance, weights = tmp_path / "covariance.parquet", tmp_path / "weights.csv"
+    assert run("check", prices)[0] == 0
+    assert run("fit", prices, "--out", model, "--model", "student-t", "--seed", 3)[0] == 0
+    assert run("sample", model, "-n", 3000, "--out", scenarios, "--seed", 4)[0] == 0
+    assert run("covariance", prices, "--model", model, "--out", covariance)[0] == 0
+    assert run("optimise", covariance, "--max-weight", 0.4, "--out", weights)[0] == 0
+    code, text, _ = run("validate", prices, scenarios, "--out", tmp_path / "validation.csv")
+    assert code == 0
+    assert "real-vs-real floor" in text
+
+    drawn = pd.read_parquet(scenarios)
+    assert list(drawn.columns) == list("ABCD")
+    assert len(drawn) == 3000
+    # The t's own covariance, within four standard errors of 3,000 draws with nu near 5.
+    real = pd.read_parquet(prices).pct_change().dropna()
+    assert np.allclose(drawn.std(), real.std(), rtol=4 * np.sqrt(8 / 4 / 3000) + 0.1)
+    held = pd.read_csv(weights, index_col=0)["weight"]
+    assert held.sum() == pytest.approx(1, abs=1e-9)
+    assert held.max() <= 0.4 + 1e-9
+
+    about = json.loads((tmp_path / "scenarios.manifest.json").read_text())
+    assert about["seed"] == 4
+    assert about["versions"]["torch"]
+    assert len(about["data"]["sha256"]) == 64
+    for name in (
+        "model/manifest.json",
+        "covariance.manifest.json",
+        "weights.manifest.json",
+        "validation.manifest.json",
+    ):
+        assert (
+            json.loads((tmp_path / name).read_text())["command"]
+            in name.replace("weights", "optimise") + " fit validate"
+        )
+
+
+def test_same_seed_same_bits(run, prices, tmp_path):
+    for name in ("a", "b"):
+        assert run("fit", prices, "--out", tmp_path / name, "--steps", 5, "--seed", 7)[0] == 0
+        assert (
+            run("sample", tmp_path / name, "-n", 50, "--out", tmp_path / f"{name}.csv", "--seed", 8)[0] == 0
+        )
+    assert (tmp_path / "a/arrays.safetensors").read_bytes() == (
+        tmp_path / "b/arrays.safetensors"
+    ).read_bytes()
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_check_tells_clean_from_findings_from_unreadable(run, prices, tmp_path):
+    assert run("check", prices)[:2] == (0, "600 rows, 4 assets, no findings\n")
+    frame = pd.read_parquet(prices)
+    frame.iloc[10:40, 1] = frame.iloc[10, 1]
+    stale, gap, unsorted = tmp_path / "stale.csv", tmp_path / "gap.csv", tmp_path / "unsorted.csv"
+    frame.to_csv(stale)
+    holed = frame.copy()
+    holed.iloc[100, 2] = np.nan
+    holed.to_csv(gap)
+    frame.iloc[::-1].to_csv(unsorted)
+    for path, word in ((stale, "stale_prices"), (gap, "missing_values"), (unsorted, "unsorted_dates")):
+        code, text, _ = run("check", path)
+        assert code == 1
+        assert word in text
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
+    code, text, error = run("check", tmp_path / "broken.parquet")
+    assert code == 2
+    assert text == ""
+    assert error.startswith("error: expected a table")
+
+
+def test_doctor_names_versions(run):
+    code, text, _ = run("doctor")
+    assert code == 0
+    assert "torch" in text
+    assert "GPU" in text
+
+
+def test_demo_writes_everything(run, tmp_path):
+    out = tmp_path / "demo"
+    code, text, error = run("demo", "--out", out, "--steps", 20, "--start", "2018-01-01", "--jobs", 1)
+    assert code == 0, error
+    assert text == f"report: {out / 'report.html'}\n"
+    names = {"report.html", "scenarios.parquet", "covariance.parquet", "weights.csv", "manifest.json"}
+    assert {path.name for path in out.iterdir()} == names
+    assert pd.read_parquet(out / "scenarios.parquet").shape == (10_000, 20)
+    page = (out / "report.html").read_text()
+    for name in ("ddpm", "flow", "gaussian", "student-t", "bootstrap", "block-bootstrap", "real vs real"):
+        assert name in page
+    assert "independent in time" in page
+    # A second run replaces the first whole; a directory of somebody else's is left alone.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    code, _, error = run("demo", "--out", tmp_path / "mine", "--steps", 1)
+    assert code == 2
+    assert "nothing of yours is lost" in error
+    assert (tmp_path / "mine/thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_sample_leaves_no_half_file(prices, tmp_path, run, how):
+    assert run("fit", prices, "--out", tmp_path / "model", "--steps", 2)[0] == 0
+    command = [
+        sys.executable,
+        "-m",
+        "finediff.cli",
+        "sample",
+        "model",
+        "-n",
+        "3000000",
+        "--out",
+        "scenarios.parquet",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    time.sleep(6)
+    assert process.poll() is None, "it was finished before it could be killed"
+    process.send_signal(how)
+    process.wait(timeout=30)
+    assert not list(tmp_path.glob("*.parquet"))
+    assert not list(tmp_path.glob("*.manifest.json"))
