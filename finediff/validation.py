@@ -34,6 +34,7 @@ from scipy import special, stats
 from finediff.memorisation import _as_rows, _median_ratio, _two_nearest
 
 __all__ = [
+    "FLOOR_ROW",
     "CvMResult",
     "ValidationReport",
     "classifier_auc",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 from sklearn.base import clone
-from sklearn.covariance import OAS, EmpiricalCovariance, GraphicalLasso, MinCovDet, ShrunkCovariance
+from sklearn.covariance import OAS, EmpiricalCovariance, MinCovDet, ShrunkCovariance
 from sklearn.exceptions import NotFittedError
 
 import finediff.generators.base as base
@@ -79,14 +79,14 @@ def test_array_in_array_out_with_the_same_numbers(name):
 
 @every_generator
 def test_the_panel_is_neither_kept_nor_changed(name):
-    X = panel().to_numpy()
+    X = panel().to_numpy(copy=True)
     before = X.copy()
     generator = make(name).fit(X)
     first = generator.sample(5)
     np.testing.assert_array_equal(X, before)
     X[:] = 7.0
     first += 1.0  # a caller may write into the scenarios
-    np.testing.assert_array_equal(generator.sample(5), first - 1.0 if False else make(name).fit(before).sample(5))
+    np.testing.assert_array_equal(generator.sample(5), make(name).fit(before).sample(5))
 
 
 @every_generator
@@ -264,7 +264,6 @@ SAVED = {
     "empirical": (GaussianGenerator, {"covariance_estimator": EmpiricalCovariance()}),
     "shrunk": (GaussianGenerator, {"covariance_estimator": ShrunkCovariance(shrinkage=0.3)}),
     "OAS": (GaussianGenerator, {"covariance_estimator": OAS(store_precision=False)}),
-    "lasso": (GaussianGenerator, {"covariance_estimator": GraphicalLasso(0.2)}),
     "robust": (GaussianGenerator, {"covariance_estimator": MinCovDet(random_state=0)}),
     "fixed dof": (StudentTGenerator, {"dof": 4}),
     "long blocks": (BootstrapGenerator, {"method": "stationary", "block_length": 12.5}),
@@ -317,7 +316,9 @@ def test_a_generator_saved_on_a_missing_accelerator_loads(tmp_path):
 
 def test_another_class_is_refused(tmp_path):
     make("Gaussian").fit(panel()).save(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"expected a saved DDPMGenerator, got a GaussianGenerator .* use Gau"):
+    with pytest.raises(
+        ValueError, match=r"expected a saved DDPMGenerator, got a GaussianGenerator .* use Gau"
+    ):
         DDPMGenerator.load(tmp_path / "saved")
 
 
@@ -331,11 +332,9 @@ def test_what_is_not_fitted_or_not_storable_is_not_saved(tmp_path):
     fitted = make("Gaussian", covariance_estimator=Mine()).fit(panel())
     with pytest.raises(ValueError, match=r"got covariance_estimator=Mine\(\), which cannot be saved"):
         fitted.save(tmp_path / "saved")
-    fitted.set_params(covariance_estimator=GraphicalLasso(cov_init := None, mode="cd"))
-    fitted.covariance_estimator.alpha = np.eye(2)
-    with pytest.raises(ValueError, match=r"got covariance_estimator__alpha=array"):
+    fitted.set_params(covariance_estimator=ShrunkCovariance(shrinkage=np.eye(2)))
+    with pytest.raises(ValueError, match=r"got covariance_estimator__shrinkage=array"):
         fitted.save(tmp_path / "saved")
-    assert cov_init is None
     assert not any(tmp_path.iterdir())
 
 
@@ -413,7 +412,10 @@ DAMAGED = {
     "binary": (lambda d: (d / "generator.json").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
     "newer": (lambda d: edit(d, lambda about: about.update(format=99)), "expected format 1, got 99"),
     "unknown class": (lambda d: edit(d, lambda about: about.update({"class": "Magic"})), "got a Magic"),
-    "unknown argument": (lambda d: edit(d, lambda about: about["parameters"].update(a=1)), "does not describe"),
+    "unknown argument": (
+        lambda d: edit(d, lambda about: about["parameters"].update(a=1)),
+        "does not describe",
+    ),
     "no names": (lambda d: edit(d, lambda about: about.pop("feature_names_in")), "does not describe"),
     "other class": (
         lambda d: edit(d, lambda about: about.update({"class": "StudentTGenerator"})),
@@ -468,11 +470,11 @@ BAD_PANELS = {
     "complex": (panel().to_numpy() * 1j, ValueError, ["omplex"]),
     "one row": (panel().iloc[:1], ValueError, ["1 sample", "minimum of 2"]),
     "no rows": (panel().iloc[:0], ValueError, ["0 sample"]),
-    "no columns": (panel().iloc[:, :0], ValueError, ["0 feature"]),
+    "no columns": (panel().iloc[:, :0], ValueError, ["at least one asset", "(120, 0)"]),
     "a series": (panel()["A0"], ValueError, ["Series"]),
     "a vector": (panel()["A0"].to_numpy(), ValueError, ["2D", "1D"]),
     "a cube": (np.zeros((3, 4, 5)), ValueError, ["dim 3"]),
-    "nothing": (None, ValueError, ["None"]),
+    "nothing": (None, ValueError, ["2D"]),
     "a name twice": (panel().set_axis(list("ABBC"), axis=1), ValueError, ["each asset once", "'B'"]),
     "mixed names": (panel().set_axis(["A", "B", 3, 4], axis=1), TypeError, ["string"]),
     "no variation": (panel() * 0 + 0.1, ValueError, ["vary", "120 times"]),

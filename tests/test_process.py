@@ -89,6 +89,12 @@ def relative(found, expected):
     return float(((found - expected).abs() / expected.abs().clamp(min=1e-300)).max())
 
 
+def test_every_listed_process_has_its_formula_here():
+    from oracle import PROCESSES as listed
+
+    assert {type(process) for process in listed.values()} == {type(process) for process in PROCESSES.values()}
+
+
 # ------------------------------------------------------------------ laws
 
 

@@ -1,22 +1,23 @@
 """How to generate: from x_1 ~ N(0, sigma(1)^2 I) down a decreasing grid of times; the end is E[x_0 | x_tmin].
 
-From t to s < t, with x0 = x0_hat and eps = eps_hat at (x, t), z ~ N(0, I), lambda = log(alpha/sigma):
-    DDIM(eta)     x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v^2) eps + eta v z,         eta = 1: DDPM
+From t to s < t, with x0 = x0_hat and eps = eps_hat at (x, t), z ~ N(0, I):
+    DDIM(eta)     x_s = alpha_s x0 + sqrt(sigma_s^2 - eta^2 v^2) eps + eta v z,          eta = 1: DDPM
                   v^2 = (sigma_s^2/sigma_t^2) (sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2)
-    ODE           dx/dt = u(x, t) = alpha' x0 + sigma' eps,   or  d(x/r)/dtheta = (alpha eps - sigma x0)/r
+    DPM-Solver++  DDIM(0 or 1) with x0 + (h/2h') (x0 - x0'): primes the step before, h in log(alpha/sigma)
+    ODE           dx/dt = alpha' x0 + sigma' eps,   that is   d(x/r)/dtheta = (alpha eps - sigma x0)/r,
+                  r^2 = alpha^2 + sigma^2, tan theta = sigma/alpha
     reverse SDE   dx = [f x - g^2 score] dt + g dw
-    DPM-Solver++  DDIM(0) or DDIM(1) with x0 + (h/2h') (x0 - x0'), primes the step before, h in lambda
     Langevin      x <- x + a score + sqrt(2 a) z, at one time
 
-Which one: `DPMSolver` for few evaluations, `ProbabilityFlow` where the map from noise to data must be
-deterministic or the score is not valid, `DDPM` where the score is good and evaluations are cheap.
+Which one: `DPMSolver` or `ProbabilityFlow` for few evaluations, a deterministic map, or a score that is not
+valid; `DDPM` where the score is good and evaluations are cheap; the others to compare with the papers.
 A sampler is one `step`; nothing is kept on self; no sampler bounds |x|.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import numbers
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -28,36 +29,36 @@ from finediff.diffusion.process import Process, expand
 from finediff.diffusion.score import ScoreModel, from_denoised
 
 
+def _require(good: bool, expected: str, got) -> None:
+    if not good:
+        raise ValueError(f"expected {expected}, got {got!r}")
+
+
 @dataclass(frozen=True)
 class Sampler(ABC):
     """Steps down a grid of times.
 
     Parameters
     ----------
-    steps : int
-        Intervals of the grid; the final E[x_0 | x_tmin] is one more network evaluation.
-    spacing : str
-        See `Process.grid`.
+    steps, spacing : int and str
+        Of the grid, see `Process.grid`. The final E[x_0 | x_tmin] is one more network evaluation.
     """
 
     steps: int = 64
     spacing: str = "log_snr"
 
-    def __post_init__(self) -> None:
-        _require_count("steps", self.steps)
+    needs_score = True  # -eps_hat/sigma must be the score; a deterministic step asks for E[x_0 | x_t] only
 
-    @property
-    def needs_score(self) -> bool:
-        """Whether -eps_hat/sigma must be the score; E[x_0|x_t] alone is enough for a deterministic sampler."""
-        return True
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, "at least 1 step (try 64)", self.steps)
 
     @property
     def evaluations(self) -> int | None:
-        """Network evaluations of one draw; None where the model decides (see `Counted`)."""
+        """Network evaluations of one draw; None where it depends on the model."""
         return self.steps + 1
 
     def grid(self, process: Process) -> Tensor:
-        """Decreasing times, (steps + 1,), float64."""
+        """Decreasing times (steps + 1,), float64."""
         return process.grid(self.steps, self.spacing)
 
     @abstractmethod
@@ -76,89 +77,58 @@ class Sampler(ABC):
     ) -> Tensor:
         """Draws of x_0 of the given shape (n, d), in the model's dtype and on its device.
 
-        Parameters
-        ----------
-        model : ScoreModel
-        shape : (n, d)
-        condition : Tensor (n, ...), optional
-            Handed to the model.
-        generator : torch.Generator, optional
-            On the model's device.
-        start : Tensor (n, d), optional
-            x at the first time of the grid, in place of a draw of N(0, sigma^2 I).
-
-        Raises
-        ------
-        ValueError
-            Where the sampler needs the score and the model's is not valid, or start has another shape.
+        ``start`` (n, d) is x at the grid's first time, in place of a draw of N(0, sigma^2 I). Raises
+        ValueError where the sampler needs the score and the model's is not valid.
         """
         if self.needs_score and not model.score_valid:
             raise ValueError(
                 f"{type(self).__name__} expected a model whose score is valid, got one trained under "
-                "optimal-transport pairing, for which -eps/sigma is not the score: use ProbabilityFlow, DDIM(eta=0) "
-                "or DPMSolver(stochastic=False)"
+                "optimal-transport pairing, for which -eps/sigma is not the score: use ProbabilityFlow, "
+                "DPMSolver(stochastic=False) or DDIM(eta=0)"
             )
-        if start is not None and tuple(start.shape) != tuple(shape):
-            raise ValueError(f"expected a start of shape {tuple(shape)}, got {tuple(start.shape)}")
         process, grid = model.process, self.grid(model.process)
         if start is None:
             start = torch.randn(shape, dtype=model.dtype, device=model.device, generator=generator)
             start = expand(process.sigma(grid[0]), start) * start
+        _require(tuple(start.shape) == tuple(shape), f"a start of shape {tuple(shape)}", tuple(start.shape))
         x, memory = start, None
-        for t, s in zip(grid[:-1], grid[1:]):
+        for t, s in itertools.pairwise(grid):
             x, memory = self.step(model, x, t, s, memory, condition=condition, generator=generator)
         return model.denoise(x, grid[-1], condition)
-
-
-def _require_count(name: str, value) -> None:
-    if not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"expected {name} to be an integer of at least 1, got {value!r}")
-
-
-def _require_positive(name: str, value) -> None:
-    if not (0 < value < math.inf):
-        raise ValueError(f"expected {name} to be a positive number, got {value!r}")
-
-
-def _require_one_of(name: str, value, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"expected {name} to be one of {allowed}, got {value!r}")
 
 
 def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
-def _fresh(process: Process, t: Tensor, s: Tensor) -> Tensor:
-    """v^2/sigma_s^2 = 1 - SNR_t/SNR_s: the share of x_s's noise that x_t does not know, exact when small."""
-    return -torch.expm1(process.log_snr(t) - process.log_snr(s))
-
-
-def _ddim(process: Process, x: Tensor, x0: Tensor, t, s, eta: float, generator) -> Tensor:
-    """DDIM(eta) from x_t = x to x_s with the given x0_hat."""
-    sigma, share = process.sigma(s), _fresh(process, t, s) * eta**2
+def _ddim(process: Process, x: Tensor, x0: Tensor, t, s, eta: float, generator, noise_at=None) -> Tensor:
+    """DDIM(eta) from x_t = x to x_s with the given x0_hat; its noise is in units of sigma(noise_at or s)."""
+    # v^2/sigma_s^2 = 1 - SNR_t/SNR_s: expm1 keeps the small difference exact.
+    share = -torch.expm1(process.log_snr(t) - process.log_snr(s)) * eta**2
     eps = from_denoised(x0, x, t, process, "eps")
-    mean = process.alpha(s).to(x) * x0 + (sigma * (1 - share).clamp(min=0).sqrt()).to(x) * eps
-    return mean + (sigma * share.sqrt()).to(x) * _normal(x, generator) if eta else mean
+    sigma = process.sigma(s)
+    x = process.alpha(s).to(x) * x0 + (sigma * (1 - share).clamp(min=0).sqrt()).to(x) * eps
+    if eta:
+        sigma = sigma if noise_at is None else process.sigma(noise_at)
+        x = x + (sigma * share.sqrt()).to(x) * _normal(x, generator)
+    return x
 
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """Song, Meng & Ermon 2021 (arXiv 2010.02502): eta = 0 deterministic, eta = 1 ancestral. Order 1.
+    """Song, Meng & Ermon 2021 (arXiv 2010.02502). Order 1.
 
     Parameters
     ----------
     eta : float in [0, 1]
+        Share of the ancestral noise: 1 is `DDPM`.
     """
 
     eta: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(
-                f"expected eta in [0, 1], got {self.eta!r}: 1 already adds all the noise of the ancestral step"
-            )
+        _require(0 <= self.eta <= 1, "eta in [0, 1], where 1 adds all the ancestral noise", self.eta)
 
     @property
     def needs_score(self) -> bool:
@@ -171,7 +141,7 @@ class DDIM(Sampler):
 
 @dataclass(frozen=True)
 class DDPM(Sampler):
-    """Ancestral sampling (Ho, Jain & Abbeel 2020, arXiv 2006.11239).
+    """Ancestral sampling (Ho, Jain & Abbeel 2020, arXiv 2006.11239). Order 1.
 
     Parameters
     ----------
@@ -185,23 +155,22 @@ class DDPM(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_one_of("variance", self.variance, ("posterior", "beta"))
+        _require(self.variance in ("posterior", "beta"), "variance 'posterior' or 'beta'", self.variance)
 
     def step(self, model, x, t, s, memory, *, condition, generator):
-        process, x0 = model.process, model.denoise(x, t, condition)
-        if self.variance == "posterior":
-            return _ddim(process, x, x0, t, s, 1.0, generator), None
-        share, eps = _fresh(process, t, s), from_denoised(x0, x, t, process, "eps")
-        mean = process.alpha(s).to(x) * x0 + (process.sigma(s) * (1 - share).sqrt()).to(x) * eps
-        return mean + (process.sigma(t) * share.sqrt()).to(x) * _normal(x, generator), None
+        x0, noise_at = model.denoise(x, t, condition), t if self.variance == "beta" else s
+        return _ddim(model.process, x, x0, t, s, 1.0, generator, noise_at), None
+
+
+STAGES = {"heun": 2, "euler": 1, "rk4": 4, "adaptive": None}
 
 
 @dataclass(frozen=True)
 class ProbabilityFlow(Sampler):
-    """The probability-flow ODE (Song et al. 2021, arXiv 2011.13456), integrated in the angle of the noise.
+    """The probability-flow ODE (Song et al. 2021, arXiv 2011.13456), integrated in the angle theta.
 
-    dx/dt = f x - g^2 score/2 is, on every path, d(x/r)/dtheta = v/r with r^2 = alpha^2 + sigma^2 and
-    tan theta = sigma/alpha: smooth where f is infinite (alpha = 0) and where alpha' jumps (`DiscreteVP`).
+    In theta it is the same equation on every path, smooth where f is infinite (alpha = 0) and where beta
+    jumps (`DiscreteVP`); in t Heun and RK4 lose their orders there.
 
     Parameters
     ----------
@@ -217,20 +186,16 @@ class ProbabilityFlow(Sampler):
     rtol: float = 1e-5
     atol: float = 1e-5
 
+    needs_score = False
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_one_of("method", self.method, ("heun", "euler", "rk4", "adaptive"))
-        _require_positive("rtol", self.rtol)
-        _require_positive("atol", self.atol)
-
-    @property
-    def needs_score(self) -> bool:
-        return False
+        _require(self.method in STAGES, f"a method among {tuple(STAGES)}", self.method)
+        _require(self.rtol > 0 and self.atol > 0, "positive rtol and atol", (self.rtol, self.atol))
 
     @property
     def evaluations(self) -> int | None:
-        stages = {"euler": 1, "heun": 2, "rk4": 4}
-        return self.steps * stages[self.method] + 1 if self.method in stages else None
+        return None if self.method == "adaptive" else self.steps * STAGES[self.method] + 1
 
     def grid(self, process: Process) -> Tensor:
         return process.grid(1) if self.method == "adaptive" else super().grid(process)
@@ -238,21 +203,22 @@ class ProbabilityFlow(Sampler):
     def step(self, model, x, t, s, memory, *, condition, generator):
         process = model.process
 
-        def polar(t: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.hypot(process.alpha(t), process.sigma(t)), torch.atan2(process.sigma(t), process.alpha(t))
-
-        def time(theta: Tensor) -> Tensor:
-            return process.time(-2 * torch.log(torch.tan(theta)))
+        def radius(t: Tensor) -> Tensor:
+            return torch.hypot(process.alpha(t), process.sigma(t)).to(x)
 
         def slope(y: Tensor, t: Tensor) -> Tensor:
-            r = polar(t)[0].to(y)
+            r = radius(t)
             return from_denoised(model.denoise(r * y, t, condition), r * y, t, process, "v") / r
 
-        (r, start), (r_end, end) = polar(t), polar(s)
-        y, h = x / r.to(x), float(end - start)
+        def time(theta: Tensor) -> Tensor:
+            return process.time(-2 * torch.log(torch.tan(theta.cpu())))
+
+        start, end = (torch.atan2(process.sigma(at), process.alpha(at)) for at in (t, s))
+        y, h = x / radius(t), float(end - start)
         if self.method == "adaptive":
-            y = _dopri5(lambda theta, y: slope(y, time(theta.cpu())), y, start, end, self.rtol, self.atol)
-            return r_end.to(x) * y, None
+            span = torch.stack([start, end]).to(x.device)
+            y = _dopri5(lambda theta, y: slope(y, time(theta)), y, span, self.rtol, self.atol)
+            return radius(s) * y, None
         first = slope(y, t)
         if self.method == "euler":
             y = y + h * first
@@ -263,18 +229,15 @@ class ProbabilityFlow(Sampler):
             second = slope(y + h / 2 * first, middle)
             third = slope(y + h / 2 * second, middle)
             y = y + h / 6 * (first + 2 * second + 2 * third + slope(y + h * third, s))
-        return r_end.to(x) * y, None
+        return radius(s) * y, None
 
 
-def _dopri5(slope, y: Tensor, start: Tensor, end: Tensor, rtol: float, atol: float) -> Tensor:
+def _dopri5(slope, y: Tensor, span: Tensor, rtol: float, atol: float) -> Tensor:
     try:
         from torchdiffeq import odeint
     except ImportError as error:
-        raise ImportError(
-            "ProbabilityFlow(method='adaptive') expected the package torchdiffeq, which is not installed: "
-            "pip install 'finediff[ode]', or use method='rk4'"
-        ) from error
-    span = torch.stack([start, end]).to(y.device)
+        remedy = "pip install 'finediff[ode]', or use method='rk4'"
+        raise ImportError(f"method='adaptive' expected torchdiffeq, which is missing: {remedy}") from error
     return odeint(slope, y, span, method="dopri5", rtol=rtol, atol=atol)[-1]
 
 
@@ -282,12 +245,10 @@ def _dopri5(slope, y: Tensor, start: Tensor, end: Tensor, rtol: float, atol: flo
 class DPMSolver(Sampler):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): order 2 at one evaluation a step.
 
-    DDIM with x0_hat carried along the line through its last two values, x0 + (h/2h') (x0 - x0').
-
     Parameters
     ----------
     stochastic : bool
-        False: the ODE. True: SDE-DPM-Solver++(2M), the ancestral step with the same x0_hat.
+        False: the ODE. True: SDE-DPM-Solver++(2M), the ancestral step with the same extrapolated x0_hat.
     """
 
     stochastic: bool = False
@@ -298,61 +259,46 @@ class DPMSolver(Sampler):
 
     def step(self, model, x, t, s, memory, *, condition, generator):
         process, x0 = model.process, model.denoise(x, t, condition)
-        h = float(process.log_snr(s) - process.log_snr(t)) / 2
-        ahead = x0
+        h, ahead = process.log_snr(s) - process.log_snr(t), x0
         if memory is not None:
             last, ratio = memory[0], h / (2 * memory[1])
-            # The step before is infinite from alpha = 0: its ratio is 0, and this one is of first order.
-            if math.isfinite(ratio):
-                ahead = x0 + ratio * (x0 - last)
+            # From alpha = 0 the step before is infinite: ratio 0, and this step is of first order.
+            if torch.isfinite(ratio):
+                ahead = x0 + ratio.to(x) * (x0 - last)
         return _ddim(process, x, ahead, t, s, float(self.stochastic), generator), (x0, h)
 
 
-def _finite_grid(process: Process, steps: int, spacing: str) -> Tensor:
-    """The grid, started at its noisiest log-SNR where t = 1 is noisier still: f, g^2 and 1/alpha are finite."""
-    return process.grid(steps, spacing).clamp(max=float(process.time(process.log_snr_range()[0])))
+class _FiniteStart(Sampler):
+    """Starts no noisier than log-SNR -10, N(0, sigma^2 I) to 5e-5: there f, g^2 and 1/alpha are finite."""
 
-
-def _euler_maruyama(model: ScoreModel, x: Tensor, t, s, condition, generator) -> Tensor:
-    (f, g2), h = model.process.drift_diffusion(t), s - t
-    x = x + (h * f).to(x) * x - (h * g2).to(x) * model.score(x, t, condition)
-    return x + (-h * g2).sqrt().to(x) * _normal(x, generator)
+    def grid(self, process: Process) -> Tensor:
+        return super().grid(process).clamp(max=float(process.time(process.log_snr_range()[0])))
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Sampler):
-    """The reverse SDE dx = [f x - g^2 score] dt + g dw (Song et al. 2021, arXiv 2011.13456). Weak order 1.
-
-    f and g^2 are infinite where alpha = 0 (t = 1 of Linear, Cosine, Interpolant), so the grid starts at its
-    noisiest log-SNR, -10, where x is N(0, sigma^2 I) to 5e-5 of a unit variance.
-    """
+class EulerMaruyama(_FiniteStart):
+    """The reverse SDE (Song et al. 2021, arXiv 2011.13456; Anderson 1982), in steps of t. Weak order 1."""
 
     steps: int = 1000
 
-    def grid(self, process: Process) -> Tensor:
-        return _finite_grid(process, self.steps, self.spacing)
-
     def step(self, model, x, t, s, memory, *, condition, generator):
-        return _euler_maruyama(model, x, t, s, condition, generator), None
-
-
-def _langevin(score: Tensor, x: Tensor, a, z: Tensor) -> Tensor:
-    return x + a * score + (2 * a) ** 0.5 * z
+        (f, g2), h = model.process.drift_diffusion(t), s - t
+        x = x + (h * f).to(x) * x - (h * g2).to(x) * model.score(x, t, condition)
+        return x + (-h * g2).sqrt().to(x) * _normal(x, generator), None
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Sampler):
-    """After each step, Langevin steps at the new time of size 2 (snr |z|/|score|)^2 (Song et al. 2021, arXiv 2011.13456).
+class PredictorCorrector(_FiniteStart):
+    """After each step, Langevin steps of size 2 (snr |z|/|score|)^2 (Song et al. 2021, arXiv 2011.13456).
 
-    The norms are averaged over the batch, so that a draw depends a little on the size of its batch.
+    The norms are means over the batch, so a draw depends a little on the batch that it is in.
 
     Parameters
     ----------
     snr : float
-        Signal-to-noise ratio of a Langevin step. It leaves a bias: .3 % of a standard deviation at .05,
-        2.9 % at Song's .16, whatever the number of steps.
+        It leaves a bias at any number of steps: .3 % of the standard deviation at .05, 2.9 % at Song's .16.
     corrector_steps : int
-        Langevin steps after each predictor step.
+        Langevin steps at each new time.
     predictor : {"ancestral", "euler_maruyama"}
         DDIM(eta=1), or the reverse SDE.
     """
@@ -364,68 +310,60 @@ class PredictorCorrector(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive("snr", self.snr)
-        _require_count("corrector_steps", self.corrector_steps)
-        _require_one_of("predictor", self.predictor, ("ancestral", "euler_maruyama"))
+        _require(self.snr > 0, "a positive snr", self.snr)
+        _require(self.corrector_steps >= 1, "at least 1 corrector step", self.corrector_steps)
+        allowed = ("ancestral", "euler_maruyama")
+        _require(self.predictor in allowed, f"a predictor among {allowed}", self.predictor)
 
     @property
     def evaluations(self) -> int:
         return self.steps * (1 + self.corrector_steps) + 1
 
-    def grid(self, process: Process) -> Tensor:
-        if self.predictor == "euler_maruyama":
-            return _finite_grid(process, self.steps, self.spacing)
-        return super().grid(process)
-
     def step(self, model, x, t, s, memory, *, condition, generator):
-        if self.predictor == "euler_maruyama":
-            x = _euler_maruyama(model, x, t, s, condition, generator)
-        else:
-            x = _ddim(model.process, x, model.denoise(x, t, condition), t, s, 1.0, generator)
+        predictor = DDIM(eta=1.0) if self.predictor == "ancestral" else EulerMaruyama()
+        x, _ = predictor.step(model, x, t, s, None, condition=condition, generator=generator)
         for _ in range(self.corrector_steps):
             score, z = model.score(x, s, condition), _normal(x, generator)
             a = 2 * (self.snr * z.norm(dim=-1).mean() / score.norm(dim=-1).mean()) ** 2
-            x = _langevin(score, x, a, z)
+            x = x + a * score + (2 * a).sqrt() * z
         return x, None
 
 
 @dataclass(frozen=True)
-class AnnealedLangevin(Sampler):
-    """Langevin steps at each noise level, from the noisiest down (NCSN: Song & Ermon 2019, arXiv 1907.05600).
+class AnnealedLangevin(_FiniteStart):
+    """Langevin steps at each noise level, noisiest first (NCSN: Song & Ermon 2019, arXiv 1907.05600).
 
-    At each time of the grid ``inner_steps`` steps of size step_size sigma^2. Between levels x is multiplied by
-    alpha_s/alpha_t, which carries its data part to the new level (outside VE, without it 25 % are lost).
+    Between levels x is multiplied by alpha_s/alpha_t, which carries its data part along (VE: 1). A Gaussian
+    comes out with too much variance, by a share of about (1 + step_size/2)/(2G - 1), where
+    G = inner_steps step_size / (log-SNR from level to level): 4.7 % by default.
 
     Parameters
     ----------
     inner_steps : int
+        Langevin steps at each of the ``steps`` levels.
     step_size : float in (0, 2)
-        In units of sigma^2; a level's own variance is too large by a factor 1/(1 - step_size/2) where noise
-        dominates, and right where data does.
+        In units of sigma^2.
     """
 
+    steps: int = 200
     inner_steps: int = 5
-    step_size: float = 0.1
+    step_size: float = 0.25
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_count("inner_steps", self.inner_steps)
-        if not 0 < self.step_size < 2:
-            raise ValueError(f"expected step_size in (0, 2), where Langevin is stable, got {self.step_size!r}")
+        _require(self.inner_steps >= 1, "at least 1 inner step", self.inner_steps)
+        _require(0 < self.step_size < 2, "step_size in (0, 2), where Langevin is stable", self.step_size)
 
     @property
     def evaluations(self) -> int:
         return self.steps * self.inner_steps + 1
-
-    def grid(self, process: Process) -> Tensor:
-        return _finite_grid(process, self.steps, self.spacing)
 
     def step(self, model, x, t, s, memory, *, condition, generator):
         process = model.process
         x = (process.alpha(s) / process.alpha(t)).to(x) * x
         a = self.step_size * float(process.sigma(s)) ** 2
         for _ in range(self.inner_steps):
-            x = _langevin(model.score(x, s, condition), x, a, _normal(x, generator))
+            x = x + a * model.score(x, s, condition) + math.sqrt(2 * a) * _normal(x, generator)
         return x, None
 
 
@@ -433,14 +371,13 @@ class AnnealedLangevin(Sampler):
 class Langevin(Sampler):
     """Unadjusted Langevin dynamics at one noise level (Roberts & Tweedie 1996, Bernoulli 2(4)).
 
-    In a direction of variance V (noise included) its law tends to the variance V/(1 - step_size/(2 V)), in
-    some V/step_size steps. The draw is E[x_0 | x] at that level.
+    In a direction of variance V (noise included) x tends to the variance V/(1 - step_size/(2V)), in some
+    V/step_size steps. The draw is E[x_0 | x]; the start is N(0, sigma^2 I) unless given.
 
     Parameters
     ----------
-    steps : int
     step_size : float
-        a of x + a score + sqrt(2 a) z, in x's squared units; stable below twice the least V.
+        a, in x's squared units: stable below twice the least V.
     log_snr : float
         The noise level, log(alpha^2/sigma^2).
     """
@@ -451,30 +388,12 @@ class Langevin(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_positive("step_size", self.step_size)
-        if not math.isfinite(self.log_snr):
-            raise ValueError(f"expected a finite log_snr, got {self.log_snr!r}: 6 is noise of 5 % of a unit")
+        _require(self.step_size > 0, "a positive step_size", self.step_size)
+        _require(math.isfinite(self.log_snr), "a finite log_snr (6 is noise of 5 % of a unit)", self.log_snr)
 
     def grid(self, process: Process) -> Tensor:
         return process.time(self.log_snr).expand(self.steps + 1)
 
     def step(self, model, x, t, s, memory, *, condition, generator):
-        return _langevin(model.score(x, s, condition), x, self.step_size, _normal(x, generator)), None
-
-
-class Counted(ScoreModel):
-    """A model that counts its evaluations, the cost of a sampler.
-
-    Attributes
-    ----------
-    evaluations : int
-    """
-
-    def __init__(self, model: ScoreModel) -> None:
-        super().__init__()
-        self.model, self.process, self.score_valid = model, model.process, model.score_valid
-        self.evaluations = 0
-
-    def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        self.evaluations += 1
-        return self.model.denoise(x, t, condition)
+        a = self.step_size
+        return x + a * model.score(x, s, condition) + math.sqrt(2 * a) * _normal(x, generator), None

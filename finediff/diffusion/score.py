@@ -42,7 +42,11 @@ def from_denoised(x0: Tensor, x: Tensor, t, process: Process, reading: Reading) 
 
 
 def to_denoised(value: Tensor, x: Tensor, t, process: Process, reading: Reading) -> Tensor:
-    """E[x_0|x_t] from any reading of it at x_t = x. "eps" and "score" divide by alpha; the others do not."""
+    """E[x_0|x_t] from any reading of it at x_t = x.
+
+    "eps" and "score" divide by alpha, and so does "velocity" where alpha' goes to 0 with it (VP, OU); "x0" and "v" do
+    not.
+    """
     t = as_time(t)
     alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
     if reading == "x0":

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.numpy import load, save
+import safetensors.numpy
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -88,7 +88,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
             `finediff.panel.PanelWarning`.
         """
         _refuse_gaps(X)
-        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2, copy=True)
+        X = validate_data(self, X, dtype=np.float64, order="C", ensure_min_samples=2, copy=True)
         heuristic_warnings(X, getattr(self, "feature_names_in_", range(X.shape[1])), stacklevel=2)
         if not np.ptp(X, axis=0).any():
             raise ValueError(
@@ -149,7 +149,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
         """
         check_is_fitted(self)
         path = Path(path)
-        arrays = save({k: np.ascontiguousarray(v) for k, v in self._arrays().items()})
+        arrays = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in self._arrays().items()})
         about = {
             "format": _FORMAT,
             "class": type(self).__name__,
@@ -174,7 +174,8 @@ class ScenarioGenerator(BaseEstimator, ABC):
             arrays = (path / "arrays.safetensors").read_bytes()
             if hashlib.sha256(arrays).hexdigest() != about["arrays_sha256"]:
                 raise ValueError("arrays.safetensors is not the file that was saved")
-            arrays, name, parameters = load(arrays), about["class"], about["parameters"].items()
+            arrays = safetensors.numpy.load(arrays)
+            name, parameters = about["class"], about["parameters"].items()
         except FileNotFoundError as missing:
             raise ValueError(
                 f"expected a directory written by save(), got {path} without {Path(missing.filename).name}"
@@ -213,10 +214,12 @@ def _subclasses(cls):
 
 def _refuse_gaps(X) -> None:
     """One sentence with the asset and the date for a panel's missing, infinite or non-numeric entries."""
-    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f":
+    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f" and X.size:
         X = pd.DataFrame(X)
     if not isinstance(X, pd.DataFrame):
         return
+    if not X.shape[1]:
+        raise ValueError(f"expected at least one asset, got a table of shape {X.shape}")
     if not X.columns.is_unique:
         twice = X.columns[X.columns.duplicated()][0]
         raise ValueError(f"expected each asset once, got several columns {twice!r}: rename or drop them")

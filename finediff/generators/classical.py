@@ -8,8 +8,8 @@ bootstrap     rows of the panel, iid or in blocks of geometric length (stationar
 from __future__ import annotations
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import gammaln
+from scipy.optimize import brentq
+from scipy.special import digamma, gammaln
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 
@@ -104,7 +104,7 @@ class StudentTGenerator(ScenarioGenerator):
         for _ in range(self.max_iter):
             q, log_det = _mahalanobis(Z - mean, scatter)
             if self.dof is None:
-                nu = _likeliest_dof(q, log_det, d)
+                nu = _likeliest_dof(q, d)
             value = _t_log_likelihood(q, log_det, nu, d)
             if value - last < self.tol:
                 break
@@ -234,11 +234,16 @@ def _mahalanobis(centred, scatter):
     return (whitened**2).sum(0), 2 * np.log(np.diag(lower)).sum()
 
 
-def _likeliest_dof(q, log_det, d):
-    def loss(nu):
-        return -_t_log_likelihood(q, log_det, nu, d)
+def _likeliest_dof(q, d, least=2.05, most=100.0):
+    """Root of the slope of `_t_log_likelihood` in nu, or the end of the interval it points to."""
 
-    return minimize_scalar(loss, bounds=(2.05, 100.0), method="bounded").x
+    def slope(nu):
+        shape = digamma((nu + d) / 2) - digamma(nu / 2) - d / nu
+        return shape - np.log1p(q / nu).mean() + (nu + d) / nu * (q / (nu + q)).mean()
+
+    if slope(most) >= 0:
+        return most
+    return brentq(slope, least, most, xtol=1e-12) if slope(least) > 0 else least
 
 
 def _t_log_likelihood(q, log_det, nu, d):

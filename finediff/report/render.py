@@ -18,7 +18,6 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -29,9 +28,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from finediff.report import figures
+from finediff.report.metrics import COSTS, DOTS, JOINT, MARGINS, METRICS
+from finediff.report.verdicts import INDEPENDENT
 from finediff.validation import FLOOR_ROW, qq_data
 
-__all__ = ["METRICS", "Metric", "render", "write_report"]
+__all__ = ["render", "write_report"]
 
 _COPIES = 0.1
 _QQ_POINTS = 100
@@ -39,78 +40,6 @@ _QQ_WORDS = "the 24 assets with the most quantiles outside their band"
 _NONE = "–"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How a number of `finediff.validation` is shown.
-
-    Attributes
-    ----------
-    label, meaning : str
-        Its heading, and a line for readers who have never met it.
-    ideal : float
-        The value of perfect scenarios.
-    ratio : bool
-        Distances are |log value|; otherwise |value - ideal|, on the bad side only.
-    digits : int
-    """
-
-    label: str
-    meaning: str
-    ideal: float = 0.0
-    ratio: bool = False
-    digits: int = 3
-
-    def distance(self, value: float) -> float:
-        """How far from the ideal, >= 0; NaN where there is no number."""
-        if not math.isfinite(value):
-            return math.nan
-        if self.ratio:
-            return abs(math.log(value)) if value > 0 else math.inf
-        return max(value - self.ideal, 0.0) if self.ideal < 1 else max(self.ideal - value, 0.0)
-
-
-def _ratio(label, meaning):
-    return Metric(label, meaning, 1.0, True, 2)
-
-
-METRICS = {
-    "cvm_mean_p": Metric("Portfolios: mean p", "Mean p-value of 200 random portfolios, scenarios against held-out "
-                         "rows (Cramér–von Mises). About 0.5 if both follow one law.", 1.0, digits=2),
-    "cvm_rejection_rate": Metric("Portfolios rejected", "Share of random portfolios whose returns differ at the 5 % "
-                                 "level. About 0.05 if both follow one law."),
-    "mean_error_se": Metric("Mean", "Error of the assets' mean returns, in standard errors.", digits=2),
-    "sd_ratio": _ratio("Volatility ratio", "Volatility of the scenarios over that of the held-out rows, typical asset."),
-    "sd_ratio_min": _ratio("Volatility, lowest", "The same for the asset whose volatility is most understated."),
-    "sd_ratio_max": _ratio("Volatility, highest", "The same for the asset whose volatility is most overstated."),
-    "skewness_error": Metric("Skewness", "Mean absolute error of the skewness. Too noisy to be judged.", digits=2),
-    "kurtosis_ratio": _ratio("Kurtosis ratio", "Weight of the tails, scenarios over held-out rows. Too noisy to be judged."),
-    "kurtosis_ratio_portfolio": _ratio("Kurtosis, portfolio", "The same for the equal-weighted portfolio. Not judged."),
-    "q0.1_error": Metric("0.1 % quantile", "Relative error of the loss met once in 1,000 periods, mean over assets."),
-    "q1_error": Metric("1 % quantile", "Relative error of the loss met once in 100 periods, mean over assets."),
-    "q5_error": Metric("5 % quantile", "Relative error of the loss met once in 20 periods, mean over assets."),
-    "q95_error": Metric("95 % quantile", "Relative error of the gain met once in 20 periods, mean over assets."),
-    "q99_error": Metric("99 % quantile", "Relative error of the gain met once in 100 periods, mean over assets."),
-    "q1_error_portfolio": Metric("1 % quantile, portfolio", "The same 1 % error for the equal-weighted portfolio."),
-    "tail_dependence_ratio": _ratio("Joint losses", "How often two assets have their worst periods together, scenarios "
-                                    "over held-out rows."),
-    "correlation_error": Metric("Correlations", "Mean absolute error of the pairwise correlations."),
-    "correlation_max_error": Metric("Correlations, worst pair", "Largest absolute error of a pairwise correlation."),
-    "correlation_frobenius": Metric("Correlation matrix", "Error of the whole matrix (Frobenius norm)."),
-    "energy_distance": Metric("Joint law", "Energy distance between the two clouds of rows, from 0 (the same) to 1.",
-                              digits=4),
-    "c2st_auc": Metric("Classifier", "How well a classifier tells scenarios from held-out rows: 0.5 is a coin, 1 is "
-                       "always.", 0.5),
-    "nn_ratio": _ratio("Distance to training", "Distance of scenarios to the nearest training row, over that of held-out "
-                       "rows. Near 0: copies."),
-    "memorised_fraction": Metric("Memorised", "Share of scenarios that lie on a training row."),
-}  # fmt: skip
-_MARGINS = ["cvm_mean_p", "cvm_rejection_rate", "mean_error_se", "sd_ratio", "sd_ratio_min", "sd_ratio_max"]
-_MARGINS += ["q0.1_error", "q1_error", "q5_error", "q95_error", "q99_error", "q1_error_portfolio"]
-_MARGINS += ["skewness_error", "kurtosis_ratio", "kurtosis_ratio_portfolio"]
-_JOINT = ["correlation_error", "correlation_max_error", "correlation_frobenius", "tail_dependence_ratio"]
-_JOINT += ["energy_distance", "c2st_auc", "nn_ratio", "memorised_fraction"]
-_DOTS = ["cvm_rejection_rate", "q1_error", "correlation_error", "energy_distance", "c2st_auc"]
-_COSTS = {"fit s": ("Fit, s", 1), "sample s": ("Sample, s", 2), "network evaluations": ("Network evaluations", 0)}
 _WORDS = {"good": "Good", "note": "Note", "poor": "Poor"}
 _TITLES = {
     "panel": "The panel",
@@ -130,6 +59,7 @@ def render(study) -> str:
     Parameters
     ----------
     study : finediff.report.study.Study
+        Or anything with its attributes.
 
     Returns
     -------
@@ -164,11 +94,13 @@ def render(study) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["tied"] = lambda text: str(text).replace(" %", "\u00a0%")
     template = environment.from_string(
         files("finediff.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     )
     return template.render(
         study=study,
+        limits=INDEPENDENT,
         facts=_facts(study),
         sections=sections,
         others=[v for k, v in study.verdicts.items() if k not in _TITLES],
@@ -184,6 +116,7 @@ def write_report(study, path) -> Path:
     Parameters
     ----------
     study : finediff.report.study.Study
+        As for `render`.
     path : str or Path
         The HTML file; its folder is made where it is missing.
 
@@ -225,7 +158,13 @@ class _Page:
         self._figures, self._tables = count(1), count(1)
 
     def figure(self, svg, title, look):
-        return {"kind": "figure", "number": next(self._figures), "svg": Markup(svg), "title": title, "look": look}
+        return {
+            "kind": "figure",
+            "number": next(self._figures),
+            "svg": Markup(svg),
+            "title": title,
+            "look": look,
+        }
 
     def table(self, title, columns, rows, note="", legend=False):
         """`columns`: labels or (label, tooltip); the first is the row's head. `rows`: lists of cells."""
@@ -322,9 +261,9 @@ def _panel(study, page):
     if study.findings:
         rows = [
             [
-                _cell(finding.severity.capitalize(), words=True, strong=finding.severity == "error"),
+                _text(finding.severity.capitalize()),
                 _text(_NONE if finding.column is None else finding.column),
-                _cell(_NONE if finding.date is None else _day(finding.date)),
+                _text(_NONE if finding.date is None else _day(finding.date)),
                 _text(f"{finding.message} {finding.remedy}"),
             ]
             for finding in study.findings
@@ -385,22 +324,22 @@ def _fit(study, page):
         page.figure(
             figures.tail_survival(study.train, study.held_out, study.scenarios),
             "How often a loss is exceeded, equal-weighted portfolio, logarithmic scale.",
-            "Look for the blue line inside the grey band of the held-out rows. A line below it understates large "
-            "losses, as the Gaussian does. The held-out rows end at their worst period, the scenarios go on.",
+            "Look for the blue line inside the grey band of the held-out rows; a line below it understates large "
+            "losses. The Gaussian shows what thin tails would look like. Each curve ends at its worst period.",
         ),
         page.figure(
             figures.qq_assets(both),
             f"Quantiles of {'each asset' if d <= 24 else _QQ_WORDS}, scenarios (upwards) against held-out rows.",
             "Look for a blue line that stays within the grey band; the number is the share of the quantiles that do.",
         ),
-        *_floor_table(study, page, _MARGINS, "Single returns and portfolio returns"),
+        *_floor_table(study, page, MARGINS, "Single returns and portfolio returns"),
     ]
     return lead, blocks
 
 
 def _dependence(study, page):
     lead = "Diversification rests on how assets move together, in ordinary periods and in bad ones."
-    table = _floor_table(study, page, _JOINT, "Dependence, and nearness to the training rows")
+    table = _floor_table(study, page, JOINT, "Dependence, and nearness to the training rows")
     if study.returns.shape[1] < 2:
         return "The panel has one asset: there is no dependence between assets to compare.", table
     figure = page.figure(
@@ -455,18 +394,24 @@ def _covariance(study, page):
                 "at zero.",
             ),
         ]
-    blocks.append(page.table("The covariances.", ["Covariance", *(labels.get(c, c) for c in table.columns)], rows))
+    blocks.append(
+        page.table("The covariances.", ["Covariance", *(labels.get(c, c) for c in table.columns)], rows)
+    )
     return lead, blocks
 
 
 def _portfolio(study, page):
     if not study.allocations:
         return "No portfolio was asked for.", []
-    lead = "What an optimiser holds when it is given the numbers above. Returns and volatilities are per period."
+    lead = (
+        "What an optimiser holds when it is given the numbers above. Returns and volatilities are per period."
+    )
     assets = study.returns.columns
     weights = pd.DataFrame(
         {
-            name: a.weights.reindex(assets) if isinstance(a.weights, pd.Series) else pd.Series(a.weights, assets)
+            name: a.weights.reindex(assets)
+            if isinstance(a.weights, pd.Series)
+            else pd.Series(a.weights, assets)
             for name, a in study.allocations.items()
         }
     ).fillna(0.0)
@@ -488,7 +433,7 @@ def _portfolio(study, page):
         )
     columns = ["Portfolio", "Volatility, %", "Expected return, %", "Assets held",
                ("Effective number", "1 over the sum of squared weights: as diversified as this many equal holdings"),
-               "Largest holding", "its weight, %", "Shortest, %", "Solver"]  # fmt: skip
+               "Largest holding", "Its weight, %", "Shortest, %", "Solver"]  # fmt: skip
     shown = "" if len(assets) <= 40 else " The 40 assets with the largest weights are shown."
     figure = page.figure(
         figures.portfolio_weights(weights),
@@ -497,7 +442,9 @@ def _portfolio(study, page):
         "not: such weights follow the estimate, not the market." + shown,
     )
     note = "Effective number: 1 over the sum of squared weights, as diversified as this many equal holdings. "
-    note += "Volatility and expected return are those that the optimiser was told, not those of held-out rows."
+    note += (
+        "Volatility and expected return are those that the optimiser was told, not those of held-out rows."
+    )
     return lead, [figure, page.table("The portfolios.", columns, rows, note)]
 
 
@@ -547,7 +494,7 @@ def _generators(study, page):
                 METRICS[key].label: [
                     _in_floors(key, value, bounds.get(key, math.nan)) for value in table[key].astype(float)
                 ]
-                for key in _DOTS
+                for key in DOTS
                 if key in table
             },
             index=table.index,
@@ -557,7 +504,7 @@ def _generators(study, page):
     blocks = []
     if distances:
         some = {c for frame in distances.values() for c in frame if frame[c].notna().any()}
-        columns = [METRICS[key].label for key in _DOTS if METRICS[key].label in some]
+        columns = [METRICS[key].label for key in DOTS if METRICS[key].label in some]
         distances = {name: frame.reindex(columns=columns) for name, frame in distances.items()}
         blocks.append(
             page.figure(
@@ -586,24 +533,26 @@ def _within(key, value, bound):
 def _generator_table(page, name, split, bounds, judged):
     table = split.table
     keys = [key for key in table.columns if key in METRICS]
-    costs = [key for key in _COSTS if key in table.columns]
+    costs = [key for key in COSTS if key in table.columns]
     rivals = [row for row in table.index if row != FLOOR_ROW]
     copies = []
     if "memorised_fraction" in keys:
         share = table["memorised_fraction"].astype(float)
-        copies = [r for r in rivals if share[r] >= _COPIES and not _within("memorised_fraction", share[r], bounds["memorised_fraction"])]
+        bound = float(bounds.get("memorised_fraction", math.nan))
+        copies = [row for row in rivals if share[row] >= _COPIES and not share[row] <= bound]
     honest = [row for row in rivals if row not in copies]
     best = {}
     for key in keys:
-        far = pd.Series({row: METRICS[key].distance(float(table.at[row, key])) for row in honest}, dtype=float)
+        far = pd.Series(
+            {row: METRICS[key].distance(float(table.at[row, key])) for row in honest}, dtype=float
+        )
         if key != "memorised_fraction" and len(honest) > 1 and far.notna().any():
             best[key] = far[far == far.min()].index
     rows = []
     for row in table.index:
         floor = row == FLOOR_ROW
-        cells = [_text(f"{row} – copies rows" if row in copies else row)]
-        verdict = table.at[row, "verdict"]
-        cells.append(_text("real rows" if floor else f"{verdict}" + (", copies" if row in copies else "")))
+        verdict = "training rows" if floor else str(table.at[row, "verdict"])
+        cells = [_text(row, f"{verdict}, copies rows" if row in copies else verdict)]
         beyond = table.at[row, "beyond"]
         cells.append(_NONE if pd.isna(beyond) else f"{int(beyond)}")
         for key in keys:
@@ -613,15 +562,17 @@ def _generator_table(page, name, split, bounds, judged):
             cells.append(_cell(shown, mark=tick, strong=not floor and row in best.get(key, ())))
         for key in costs:
             value = table.at[row, key]
-            cells.append(_NONE if pd.isna(value) else _number(value, _COSTS[key][1]))
+            cells.append(_NONE if pd.isna(value) else _number(value, COSTS[key][1]))
         rows.append(cells)
-    columns = ["Generator", "Verdict", ("Beyond", "How many of all metrics lie outside their 95 % bound")]
-    columns += [(METRICS[key].label, METRICS[key].meaning) for key in keys] + [_COSTS[key][0] for key in costs]
+    columns = ["Generator", ("Beyond", "How many of all metrics lie outside their 95 % bound")]
+    columns += [(METRICS[key].label, METRICS[key].meaning) for key in keys] + [COSTS[key][0] for key in costs]
     note = ""
     if copies:
-        named = " and ".join([", ".join(map(str, copies[:-1])), str(copies[-1])] if copies[1:] else map(str, copies))
+        named = " and ".join(
+            [", ".join(map(str, copies[:-1])), str(copies[-1])] if copies[1:] else map(str, copies)
+        )
         verb = "copy" if copies[1:] else "copies"
-        note = f"{named} {verb} training rows (last measured column): what looks best there is not new, and is not in bold. "
+        note = f"{named} {verb} training rows (column Memorised): what looks best there is not new, and is not in bold. "
     note += "Beyond: how many of all metrics lie outside their bound. "
     return page.table(f"{name.capitalize()} split: {split.description}.", columns, rows, note, legend=True)
 
@@ -640,7 +591,10 @@ def _floor_table(study, page, keys, title):
         some = False
         for split in study.splits.values():
             row = split.report.table.loc[key] if key in split.report.table.index else {}
-            value, judged = float(row.get("scenarios", math.nan)), row.get("verdict", "not judged") != "not judged"
+            value, judged = (
+                float(row.get("scenarios", math.nan)),
+                row.get("verdict", "not judged") != "not judged",
+            )
             some |= math.isfinite(value)
             cells += [
                 _cell(_number(value, metric.digits), mark=row.get("verdict") == "within floor"),
@@ -653,7 +607,7 @@ def _floor_table(study, page, keys, title):
         return []
     note = "✓ within the bound. Real rows: the same number for training rows put in the place of scenarios. Bound: "
     note += "what 95 % of random splits of real rows stay within; about one metric in twenty is outside by chance. "
-    note += "A ratio is within between 1/bound and bound."
+    note += "A ratio is within between 1/bound and bound. –: no number, or not judged."
     return [page.table(f"{title}: {study.generator_name} on each split.", columns, rows, note)]
 
 

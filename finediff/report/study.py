@@ -9,6 +9,7 @@ Everything in a `Study` is about one fit: the model that made the scenarios is t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -285,7 +286,8 @@ def _allocations(
         ),
         "minimum variance": MinimumVariance(constraints).solve(covariance=covariance, mean=mean),
     }
-    if (mean > 0).any():
+    # Where no allowed portfolio earns anything there is no maximum Sharpe portfolio, and the report says so.
+    with contextlib.suppress(ValueError):
         found["maximum Sharpe"] = MaximumSharpe(constraints).solve(covariance=covariance, mean=mean)
     return found
 

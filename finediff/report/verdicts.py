@@ -102,8 +102,12 @@ def _portfolio(study) -> Verdict:
     held = weights[weights > 1e-6]
     text = (
         f"Minimum variance holds {len(held)} of {len(weights)} assets, the largest {weights.idxmax()} at {weights.max():.0%}; "
-        f"the effective number of positions is {1 / (weights**2).sum():.1f}. Expected returns are estimates of the training "
-        "rows' means: the maximum-Sharpe weights carry their error."
+        f"the effective number of positions is {1 / (weights**2).sum():.1f}. "
+        + (
+            "The maximum-Sharpe weights carry the estimation error of the mean returns."
+            if "maximum Sharpe" in study.allocations
+            else "No long-only portfolio within the cap has a positive mean return, so there is no maximum Sharpe one."
+        )
     )
     return Verdict("note" if weights.max() > 0.5 else "good", text)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,11 +41,12 @@ class ExactScore(ScoreModel, ABC):
 
 
 def as_floating(value, like: Tensor | None = None) -> Tensor:
-    """A detached tensor: of `like`'s dtype and device if given, else of its own floating dtype or float64."""
-    if like is not None:
-        return torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().clone()
-    value = torch.as_tensor(value).detach()
-    return value.clone() if value.is_floating_point() else value.to(torch.float64)
+    """A copy as a tensor: of `like`'s dtype and device if given, else of its own floating dtype or float64."""
+    if not isinstance(value, Tensor):
+        value = torch.as_tensor(np.array(value, order="C"))
+    if like is None:
+        like = value if value.is_floating_point() else value.double()
+    return value.detach().to(like, copy=True)
 
 
 def as_shape(name: str, value, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -85,7 +87,8 @@ def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"expected a positive semidefinite covariance, got an eigenvalue {values[..., 0].min():.3g}"
         )
-    return values.clamp(min=0), vectors
+    rounding = covariance.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
+    return values.where(values > rounding, 0.0), vectors
 
 
 def noised(variances: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

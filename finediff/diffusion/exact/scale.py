@@ -11,8 +11,6 @@ The cost is batch x M x d beside two products with U. A fine grid stands for any
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -62,11 +60,7 @@ class ScaleMixtureScore(ExactScore):
         super().__init__()
         covariance = as_floating(covariance)
         eigenvalues, eigenvectors = eigen(covariance)
-        scales = as_floating(scales, covariance)
-        if scales.ndim != 1 or len(scales) == 0 or not (scales > 0).all() or not scales.isfinite().all():
-            raise ValueError(
-                f"expected positive finite scales of shape (M,), got {scales}: they multiply the variance"
-            )
+        scales = _as_scales(scales, covariance)
         self.process = process
         self.register_buffer("scales", scales)
         self.register_buffer("weights", as_weights(weights, len(scales), covariance))
@@ -182,19 +176,30 @@ class ScaleMixtureScore(ExactScore):
             raise ValueError(f"expected a shrinkage in [0, 1) or None, got {shrinkage}")
         if iterations < 1:
             raise ValueError(f"expected at least 1 iteration, got {iterations}")
-        X = as_shape("X", X, X.shape, X)
-        ladder = LADDER if shrinkage is None else (shrinkage,)
-        if shrinkage is None and _root(torch.cov(X.T, correction=0)) is None:
-            ladder = LADDER[1:]
-        best = -math.inf
-        for s in ladder:
-            *fitted, trace, held_out = _expectation_maximisation(
-                X, scales, n_scales, s, iterations, tolerance
+        rows = as_shape("X", X, X.shape, X).double()
+        scales = None if scales is None else _as_scales(scales, rows)
+        model = None
+        for s in LADDER if shrinkage is None else (shrinkage,):
+            fitted = _expectation_maximisation(rows, scales, n_scales, s, iterations, tolerance)
+            if fitted is not None and (model is None or fitted[-1] > model.leave_one_out):
+                model = cls(*fitted[:-2], process)
+                model.shrinkage, model.likelihoods, model.leave_one_out = s, *fitted[-2:]
+        if model is None:
+            raise ValueError(
+                f"expected a covariance of full rank, got a singular one from X of shape {tuple(X.shape)} with "
+                f"shrinkage={shrinkage}, because rows are too few or columns are constant or repeat others: drop "
+                "such columns, or let shrinkage=None choose"
             )
-            if held_out > best or s == ladder[0]:
-                best, model = held_out, cls(*fitted, process)
-                model.likelihoods, model.shrinkage, model.leave_one_out = tuple(trace), s, held_out
-        return model
+        return model.to(X)
+
+
+def _as_scales(scales, like: Tensor) -> Tensor:
+    scales = as_floating(scales, like)
+    if scales.ndim != 1 or len(scales) == 0 or not ((scales > 0) & scales.isfinite()).all():
+        raise ValueError(
+            f"expected positive finite scales of shape (M,), got {scales}: they multiply the variance"
+        )
+    return scales
 
 
 def default_scales(q: Tensor, count: int) -> Tensor:
@@ -205,38 +210,25 @@ def default_scales(q: Tensor, count: int) -> Tensor:
     """
     if count < 1:
         raise ValueError(f"expected at least 1 scale, got {count}: use n_scales=16")
-    low, high = torch.maximum(q.min(), q.median() * math.exp(-5)).log().item(), q.max().log().item()
+    high = q.max().log().item()
+    low = max(q.min().log().item(), q.median().log().item() - 5, high - 20)
     if count == 1 or not low < high:
         return q.mean().reshape(1)
     return torch.exp(torch.linspace(low, high, count, dtype=q.dtype, device=q.device))
 
 
-def _root(covariance: Tensor) -> Tensor | None:
-    """The Cholesky factor; None where the covariance is singular."""
-    covariance = torch.atleast_2d(covariance)
-    deviations = covariance.diagonal().sqrt()
-    root, failed = torch.linalg.cholesky_ex(covariance)
-    # Against each column's own deviation: a panel in mixed units is not singular.
-    singular = failed or not (root.diagonal() > torch.finfo(root.dtype).eps ** 0.5 * deviations).all()
-    return None if singular else root
-
-
 def _expectation_maximisation(X, scales, n_scales, shrinkage, iterations, tolerance):
-    """Scales, weights, mean and covariance; the objective at each iteration; the leave-one-out likelihood."""
+    """Scales, weights, mean, covariance, objectives and leave-one-out likelihood; None if the covariance is singular."""
     n, d = X.shape
     mean, raw = X.mean(0), torch.atleast_2d(torch.cov(X.T, correction=0))
-    target = torch.diag(raw.diagonal())
+    deviations, target = raw.diagonal().sqrt(), raw.diagonal().diag()
     covariance = (1 - shrinkage) * raw + shrinkage * target
-    v = None if scales is None else as_floating(scales, X)
-    weights, trace = None, []
+    weights, v, trace = None, scales, []
     while True:
-        root = _root(covariance)
-        if root is None:
-            raise ValueError(
-                f"expected a covariance of full rank, got a singular one from X of shape {tuple(X.shape)} with "
-                f"shrinkage={shrinkage}, because rows are too few or columns are constant or repeat others: drop "
-                "such columns, or let shrinkage=None choose"
-            )
+        root, failed = torch.linalg.cholesky_ex(covariance)
+        # Against each column's own deviation: a panel in mixed units is not singular. Roundoff leaves about 1e-8.
+        if failed or not (root.diagonal() > 1e-6 * deviations).all():
+            return None
         q = torch.linalg.solve_triangular(root, (X - mean).T, upper=False).square().sum(0)
         if weights is None:
             v = default_scales(q / d, n_scales) if v is None else v
@@ -253,10 +245,10 @@ def _expectation_maximisation(X, scales, n_scales, shrinkage, iterations, tolera
         centred = X - mean
         covariance = (1 - shrinkage) * (centred.T * r) @ centred / n + shrinkage * target
     # Without its own row the covariance is a rank-one change: q -> q/(1 - h), log|S| -> log|S| + log(1 - h).
-    kept = (1 - (1 - shrinkage) * r * q / n).clamp(min=torch.finfo(q.dtype).eps)
+    kept = (1 - (1 - shrinkage) * r * q / n).clamp(min=1e-12)
     held_out = _joint(weights, v, q / kept, log_det + kept.log(), d).logsumexp(1).mean()
     unit = weights @ v
-    return v / unit, weights, mean, covariance * unit, trace, float(held_out)
+    return v / unit, weights, mean, covariance * unit, tuple(trace), float(held_out)
 
 
 def _joint(weights: Tensor, v: Tensor, q: Tensor, log_det: Tensor, d: int) -> Tensor:

@@ -1,0 +1,361 @@
+"""The report: it stands alone, says what it must, escapes what it is given, and is the same file each time."""
+
+import re
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from finediff import validation
+from finediff.covariance import clip, correlation_from_covariance, n_factors
+from finediff.diffusion.train import History
+from finediff.generators import BootstrapGenerator, GaussianGenerator, StudentTGenerator
+from finediff.panel import Finding, random_split, split
+from finediff.portfolio import LongOnly, MinimumVariance
+from finediff.report import figures
+from finediff.report.metrics import METRICS
+from finediff.report.render import render, write_report
+from finediff.risk import annual_volatility, tail_risk_table
+
+ODD = '<b>&X"'
+KEYS = ["panel", "training", "fit", "dependence", "covariance", "portfolio", "tail risk", "generators"]
+FIGURES = 10
+
+
+def panel(d, n=360, seed=3):
+    rng = np.random.default_rng(seed)
+    market = rng.standard_t(4, (n, 1))
+    x = 0.01 * (market * rng.uniform(0.3, 1, d) + rng.standard_t(4, (n, d)))
+    names = [ODD, "$a_b$", *(f"Asset {i}" for i in range(d))][:d]
+    return pd.DataFrame(x, columns=names, index=pd.bdate_range("2020-01-01", periods=n, name="Date"))
+
+
+def make_study(d):
+    returns = panel(d)
+    rivals = {
+        "Student t": StudentTGenerator(random_state=0),
+        "Gaussian": GaussianGenerator(random_state=0),
+        "Bootstrap": BootstrapGenerator(random_state=0),
+    }
+    parts = {"random": random_split(returns, 0.3, 0), "chronological": split(returns, 0.3)}
+    settings = {"n_portfolios": 10, "n_null": 20, "random_state": 0}
+    splits = {}
+    for name, (train, test) in parts.items():
+        drawn = {k: g.fit(train).sample(400, random_state=1) for k, g in rivals.items()}
+        table = validation.compare(test, drawn, train, **settings)
+        table["fit s"] = pd.Series(0.1, index=list(rivals))
+        table["sample s"] = pd.Series(0.01, index=list(rivals))
+        table["network evaluations"] = pd.Series(0, index=list(rivals))
+        splits[name] = SimpleNamespace(
+            description=f"30 % of the rows, {name}",
+            table=table,
+            report=validation.validate(test, drawn["Student t"], train, **settings),
+            qq=validation.qq_data(test, drawn["Student t"], assets="all"),
+        )
+        if name == "random":
+            scenarios = drawn["Student t"]
+    train, held_out = parts["random"]
+    covariances = {"sample": train.cov(), "scenarios": scenarios.cov(), "held-out rows": held_out.cov()}
+    covariances["scenarios + clip"] = clip(scenarios.cov(), len(train))
+    minimum = MinimumVariance([LongOnly()])
+    solved = {name: minimum.solve(covariance=c) for name, c in covariances.items()}
+    truth = held_out.cov()
+    covariance_table = pd.DataFrame(
+        {
+            "condition number": {
+                k: np.linalg.cond(correlation_from_covariance(c)) for k, c in covariances.items()
+            },
+            "error to held-out (%)": {k: 100 * np.linalg.norm(c - truth) for k, c in covariances.items()},
+            "held-out volatility of its minimum-variance portfolio (%)": {
+                k: 100 * annual_volatility(held_out, weights=a.weights) for k, a in solved.items()
+            },
+            "factors": {k: n_factors(c, len(train)) for k, c in covariances.items()},
+        }
+    )
+    allocations = {"minimum variance": solved["scenarios"]}
+    history = History([100, 200, 300], [1.0, 0.9, 0.8], [1.0, 0.95, 0.97], 200, "early")
+    fields = {
+        "title": "Scenarios & <tests>",
+        "subtitle": "A simulated panel",
+        "returns": returns,
+        "train": train,
+        "held_out": held_out,
+        "findings": [Finding("stale", "warning", ODD, returns.index[0], f"{ODD} stands still.", "Drop it.")],
+        "generator_name": "Student t",
+        "scenarios": scenarios,
+        "histories": {"DDPM": history},
+        "splits": splits,
+        "covariances": covariances,
+        "covariance_table": covariance_table,
+        "n_train": len(train),
+        "allocations": allocations,
+        "tail": tail_risk_table(held_out, scenarios, {"minimum variance": solved["scenarios"].weights}),
+        "verdicts": {
+            key: SimpleNamespace(status=status, text=f"The verdict of {key} is 5 %.")
+            for key, status in zip(KEYS, ["good", "note", "poor"] * 3)
+        },
+        "manifest": {
+            "data": {"sha256": "ab" * 32},
+            "seed": 7,
+            "versions": {"numpy": "2.0"},
+            "commit": "c0ffee",
+        },
+    }
+    return SimpleNamespace(**fields)
+
+
+def changed(study, **changes):
+    return SimpleNamespace(**vars(study) | changes)
+
+
+@pytest.fixture(scope="module")
+def study():
+    return make_study(4)
+
+
+@pytest.fixture(scope="module")
+def page(study):
+    return render(study)
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, the words, ids, and whether every element that was opened is closed."""
+
+    EMPTY = frozenset({"meta", "br", "link", "img", "hr", "input"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open, self.styles = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.styles if self.open[-1:] == ["style"] else self.words).append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).replace("\u00a0", " ").split())
+
+    def all(self, tag, **wanted):
+        return [a for t, a in self.tags if t == tag and all(a.get(k) == v for k, v in wanted.items())]
+
+
+def test_nothing_is_loaded(page):
+    reader = Reader(page)
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & {
+        tag for tag, _ in reader.tags
+    }
+    for _, attributes in reader.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "data", "poster", "action"):
+                assert value.startswith(("#", "data:image/png;base64,"))
+            assert all(u.startswith("#") for u in re.findall(r"url\(\s*['\"]?([^)'\"]*)", value or ""))
+    css = " ".join(reader.styles)
+    assert "@import" not in css
+    assert "url(" not in css
+    assert "http" not in page
+
+
+def test_every_figure_has_alternative_text_and_caption(page):
+    reader = Reader(page)
+    drawings = reader.all("svg", role="img")
+    assert len(drawings) == len(reader.all("figure")) == len(reader.all("figcaption")) == FIGURES
+    assert all(len(a["aria-label"]) > 30 for a in drawings)
+    assert len({a["aria-label"] for a in drawings}) == FIGURES
+    assert [f"Figure {i}." in reader.text for i in range(1, FIGURES + 1)] == [True] * FIGURES
+    assert all(a.get("aria-hidden") == "true" for a in reader.all("svg") if a.get("role") != "img")
+
+
+def test_ids_are_unique_and_references_meet_one(page):
+    reader = Reader(page)
+    ids = [a["id"] for _, a in reader.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = re.findall(r'(?:href="#|url\(#)([^")]+)', page)
+    assert len(targets) > 100
+    assert set(targets) <= set(ids)
+
+
+def test_colours_are_roles(page):
+    assert not re.search(r"#0000\d\d", page)
+    used = set(re.findall(r"var\((--[\w-]+)\)", page))
+    light, dark = (
+        set(re.findall(r"(--[\w-]+):", block)) for block in re.findall(r":root \{([^}]*)\}", page)[:2]
+    )
+    assert used <= light
+    assert {name for name in light if name not in ("--sans", "--serif")} == dark
+
+
+def test_each_section_has_its_verdict_once_there_and_once_on_top(page):
+    text = Reader(page).text
+    for key, word in zip(KEYS, ["Good", "Note", "Poor"] * 3):
+        assert text.count(f"{word}. The verdict of {key} is 5 %.") == 2
+    assert all(len(Reader(page).all("section", id=key.replace(" ", "-"))) == 1 for key in KEYS)
+
+
+def test_a_missing_verdict_renders_no_line_and_an_unknown_status_is_refused(study):
+    few = {"fit": study.verdicts["fit"]}
+    text = Reader(render(changed(study, verdicts=few))).text
+    assert text.count("The verdict of") == 2
+    wrong = {"fit": SimpleNamespace(status="great", text="")}
+    with pytest.raises(ValueError, match=r"expected a status among .* got 'great' for the verdict 'fit'"):
+        render(changed(study, verdicts=wrong))
+
+
+def test_the_summary_says_what_was_fitted_and_what_it_is_not_for(page, study):
+    text = Reader(page).text
+    assert f"{study.n_train} training rows of 360" in text
+    assert "2020-01-01 to 2021-05-18" in text
+    assert "Seed 7" in text
+    assert "independent in time" in text
+    assert "volatility clustering" in text
+    for part in ("Prepared by", "Reviewed by", "ab" * 32, "c0ffee", "versions / numpy"):
+        assert part in text
+
+
+def test_what_is_given_is_escaped(page, study):
+    reader = Reader(page)
+    assert "<b>&X" not in page
+    assert "Scenarios & <tests>" in reader.text
+    for name in study.returns.columns:
+        assert reader.text.count(name) >= 4  # list of assets, Q-Q plots, weights, appendix
+
+
+def test_no_script_comes_in_through_a_name(study):
+    evil = '"><script>alert(1)</script>'
+    name = {ODD: evil}
+    splits = {evil: study.splits["random"]}
+    told = changed(
+        study,
+        title=evil,
+        generator_name=evil,
+        splits=splits,
+        histories={evil: study.histories["DDPM"]},
+        returns=study.returns.rename(columns=name),
+        train=study.train.rename(columns=name),
+        held_out=study.held_out.rename(columns=name),
+        scenarios=study.scenarios.rename(columns=name),
+        manifest={evil: {evil: [evil]}},
+        verdicts={"fit": SimpleNamespace(status="good", text=evil)},
+    )
+    assert "script" not in {tag for tag, _ in Reader(render(told)).tags}
+
+
+def test_rows_that_copy_are_named_and_never_best(page):
+    rows = re.findall(r'<th scope="row" class="words">Bootstrap.*?</tr>', page, re.S)
+    assert len(rows) == 2
+    assert all("copies rows" in row and "<b>" not in row for row in rows)
+    assert Reader(page).text.count("Bootstrap copies training rows") == 2
+
+
+def test_ticks_are_those_of_the_validation_report(page, study):
+    """The chosen generator's ticks, in its own tables and beside its rivals, are the verdicts of the report."""
+    report = study.splits["random"].report.table
+    own = [
+        row
+        for row in re.findall(r"<tr>.*?</tr>", page, re.S)
+        if '<th scope="row" class="words">Student t' in row
+    ]
+    shown = list(study.splits["random"].table.columns[:10])
+    cells = re.findall(r"<td>(.*?)</td>", own[0], re.S)[1:11]
+    for key, cell in zip(shown, cells):
+        assert ("✓" in cell) == (report.loc[key, "verdict"] == "within floor"), key
+
+
+def test_metrics_measure_distance_as_validation_does():
+    assert set(METRICS) == set(validation._KIND)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = pd.Series(rng.uniform(0.51, 2.0, len(METRICS)), index=list(METRICS))
+        values["cvm_mean_p"] = rng.uniform()
+        badness = validation._badness(values)
+        for key, metric in METRICS.items():
+            assert metric.distance(values[key]) == pytest.approx(badness[key] - (key == "c2st_auc") * 0.5)
+    assert np.isnan(METRICS["sd_ratio"].distance(np.nan))
+
+
+def test_one_asset():
+    reader = Reader(render(make_study(1)))
+    assert "The panel has one asset" in reader.text
+    assert len(reader.all("svg", role="img")) == FIGURES - 3
+
+
+def test_sixty_assets():
+    text = render(make_study(60))
+    reader = Reader(text)
+    assert len(text) < 2_000_000
+    assert len(reader.all("svg", role="img")) == FIGURES
+    assert all(f"Asset {i}" in reader.text for i in range(58))
+
+
+def test_a_classical_generator_has_no_training(study):
+    reader = Reader(render(changed(study, histories={})))
+    assert "estimated in one step" in reader.text
+    assert len(reader.all("svg", role="img")) == FIGURES - 1
+    unseen = History([100, 200], [1.0, 0.9], [], 0, "")
+    assert "no held-out rows" in figures.loss_curves({"no held-out rows": unseen})
+
+
+def test_numbered_rows_and_empty_rooms(study):
+    bare = changed(
+        study,
+        returns=study.returns.reset_index(drop=True),
+        findings=[],
+        splits={},
+        allocations={},
+        tail=study.tail.iloc[:0],
+        verdicts={},
+        manifest={},
+    )
+    text = Reader(render(bare)).text
+    for said in ("0 to 359", "found nothing", "No portfolio was asked for", "too few held-out rows"):
+        assert said in text
+
+
+def test_same_study_same_bytes(page, study):
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        before = dict(mpl.rcParams)
+        assert render(study) == page
+        assert dict(mpl.rcParams) == before
+
+
+def test_writing_is_whole_or_not_at_all(study, page, tmp_path, monkeypatch):
+    monkeypatch.setattr("finediff.report.render.render", lambda _: page)
+    path = tmp_path / "new" / "report.html"
+    assert write_report(study, path) == path
+    assert path.read_text(encoding="utf-8") == page
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_report(study, path)
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_assets_that_move_together_stand_side_by_side():
+    """Two hidden blocks, shuffled: the order gathers each."""
+    rng = np.random.default_rng(0)
+    block = rng.permutation(np.repeat([0, 1], 6))
+    c = np.where(block[:, None] == block, 0.8, 0.1)
+    np.fill_diagonal(c, 1.0)
+    order = figures.asset_order(c)
+    assert sorted(order) == list(range(12))
+    assert np.abs(np.diff(block[order])).sum() == 1

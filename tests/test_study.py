@@ -1,0 +1,100 @@
+"""The main job end to end, on a market whose law is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from finediff.generators import BootstrapGenerator, DDPMGenerator, GaussianGenerator, StudentTGenerator
+from finediff.report.study import study
+from finediff.validation import FLOOR_ROW
+
+
+def market(n: int, dof: float, seed: int) -> pd.DataFrame:
+    """Multivariate t of five assets: one market factor, volatilities from .5 to 2 %."""
+    rng = np.random.default_rng(seed)
+    z = 0.6 * rng.standard_normal((n, 1)) + 0.8 * rng.standard_normal((n, 5))
+    stretch = np.sqrt((dof - 2) / rng.chisquare(dof, (n, 1)))
+    index = pd.bdate_range("2000-01-03", periods=n, name="Date")
+    return pd.DataFrame(z * stretch * np.linspace(0.005, 0.02, 5), columns=list("ABCDE"), index=index)
+
+
+@pytest.fixture(scope="module")
+def result():
+    generators = {
+        "student-t": StudentTGenerator(random_state=0),
+        "gaussian": GaussianGenerator(random_state=0),
+        "bootstrap": BootstrapGenerator(random_state=0),
+        "ddpm": DDPMGenerator(steps=30, width=16, random_state=0),
+    }
+    return study(market(3000, 4.5, 0), generators, title="A known market", n_jobs=1, say=lambda line: None)
+
+
+def test_the_true_family_passes_and_the_wrong_one_does_not(result):
+    table = result.splits["random"].table
+    assert table.loc["student-t", "verdict"] == "within floor"
+    assert table.loc["gaussian", "verdict"] == "beyond floor"
+    assert table.loc["gaussian", "kurtosis_ratio"] < table.loc["student-t", "kurtosis_ratio"]
+    assert table.loc["bootstrap", "memorised_fraction"] == 1
+    assert table.loc[["student-t", "gaussian"], "memorised_fraction"].max() < 0.02
+    assert table.index[-1] == FLOOR_ROW
+
+
+def test_both_splits_hold_out_rows_that_nobody_saw(result):
+    assert set(result.splits) == {"random", "chronological"}
+    assert not set(result.train.index) & set(result.held_out.index)
+    assert len(result.train) + len(result.held_out) == len(result.returns)
+    assert len(result.held_out) == pytest.approx(0.3 * 3000, abs=1)
+    assert "judged on" in result.splits["chronological"].description
+
+
+def test_results_are_about_the_chosen_generator(result):
+    assert result.generator_name == "student-t"
+    assert result.scenarios.shape == (10_000, 5)
+    assert list(result.scenarios.columns) == list("ABCDE")
+    assert set(result.histories) == {"ddpm"}
+    # Scales from the training rows; correlations near the true .36, to three standard errors of heavy-tailed rows.
+    covariance = result.covariances["scenarios"]
+    np.testing.assert_allclose(np.diag(covariance), result.train.var(), rtol=1e-9)
+    scale = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(scale, scale)
+    assert np.abs(correlation.to_numpy()[np.triu_indices(5, 1)] - 0.36).max() < 0.09
+    for allocation in result.allocations.values():
+        assert allocation.weights.sum() == pytest.approx(1)
+        assert allocation.weights.min() >= -1e-9
+
+
+def test_the_true_covariance_would_have_the_least_held_out_volatility(result):
+    column = result.covariance_table["held-out volatility of its minimum-variance portfolio (%)"]
+    assert (
+        column.idxmin() == "held-out rows"
+    )  # a portfolio fitted to the rows it is judged on cannot be beaten
+
+
+def test_tail_risk_of_the_true_family_is_within_its_error(result):
+    gap = (result.tail["VaR scenarios"] - result.tail["VaR real"]).abs() / result.tail["VaR real s.e."]
+    assert gap.max() < 4
+
+
+def test_every_section_has_its_sentence(result):
+    sections = {
+        "panel",
+        "training",
+        "fit",
+        "dependence",
+        "covariance",
+        "portfolio",
+        "tail risk",
+        "generators",
+    }
+    assert set(result.verdicts) == sections
+    for verdict in result.verdicts.values():
+        assert verdict.status in {"good", "note", "poor"}
+        assert verdict.text.endswith(".")
+        assert "nan" not in verdict.text
+
+
+def test_same_seed_same_study(result):
+    generators = {"student-t": StudentTGenerator(random_state=0)}
+    again = study(market(3000, 4.5, 0), generators, title="Again", n_jobs=2, say=lambda line: None)
+    pd.testing.assert_frame_equal(again.scenarios, result.scenarios)
+    pd.testing.assert_frame_equal(again.tail, result.tail)
