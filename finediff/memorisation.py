@@ -16,12 +16,20 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["distance_ratio", "memorised_fraction", "nearest_neighbour_ratio"]
+__all__ = [
+    "as_rows",
+    "copied",
+    "distance_ratio",
+    "median_ratio",
+    "memorised_fraction",
+    "nearest_neighbour_ratio",
+    "two_nearest",
+]
 
 _BLOCK = 2**22  # distances held at a time: 32 MB of float64
 
 
-def _as_rows(x, name: str, min_rows: int = 1) -> np.ndarray:
+def as_rows(x, name: str, min_rows: int = 1) -> np.ndarray:
     """Finite float matrix (n, d) from an array or a DataFrame, or a ValueError that names the fault."""
     columns = getattr(x, "columns", None)
     values = np.ascontiguousarray(x, dtype=np.float64)  # frames and arrays: same bits
@@ -46,9 +54,9 @@ def _as_rows(x, name: str, min_rows: int = 1) -> np.ndarray:
     return values
 
 
-def _two_nearest(samples, train, standardize: bool) -> np.ndarray:
+def two_nearest(samples, train, *, standardize: bool = True) -> np.ndarray:
     """Distances (m, 2) from every sample to its two nearest training rows, ascending."""
-    x, y = _as_rows(samples, "samples"), _as_rows(train, "train", 2)
+    x, y = as_rows(samples, "samples"), as_rows(train, "train", 2)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"expected samples with the {y.shape[1]} assets of train, got {x.shape[1]}, because distances "
@@ -104,7 +112,7 @@ def nearest_neighbour_ratio(samples, train, *, standardize: bool = True) -> np.n
     >>> nearest_neighbour_ratio([[0.0], [1.0]], [[0.0], [4.0]], standardize=False)
     array([0.        , 0.33333333])
     """
-    first, second = _two_nearest(samples, train, standardize).T
+    first, second = two_nearest(samples, train, standardize=standardize).T
     return np.divide(first, second, out=np.zeros_like(first), where=second > 0)
 
 
@@ -137,7 +145,12 @@ def memorised_fraction(samples, train, ratio: float = 1 / 3, *, standardize: boo
         raise ValueError(
             f"expected ratio in (0, 1], got {ratio}, because it compares an ordered pair, do use 1/3"
         )
-    return float(np.mean(nearest_neighbour_ratio(samples, train, standardize=standardize) < ratio))
+    return float(np.mean(copied(two_nearest(samples, train, standardize=standardize), ratio)))
+
+
+def copied(nearest: np.ndarray, ratio: float = 1 / 3) -> np.ndarray:
+    """Is a sample closer to a training row than `ratio` times the second? Of the answer (m, 2) of `two_nearest`."""
+    return (nearest[:, 0] < ratio * nearest[:, 1]) | (nearest[:, 1] == 0)
 
 
 def distance_ratio(samples, held_out, train, *, standardize: bool = True) -> float:
@@ -164,12 +177,14 @@ def distance_ratio(samples, held_out, train, *, standardize: bool = True) -> flo
     ValueError
         As `nearest_neighbour_ratio`; also when at least half of the held-out rows are training rows.
     """
-    return _median_ratio(
-        _two_nearest(samples, train, standardize)[:, 0], _two_nearest(held_out, train, standardize)[:, 0]
+    return median_ratio(
+        two_nearest(samples, train, standardize=standardize)[:, 0],
+        two_nearest(held_out, train, standardize=standardize)[:, 0],
     )
 
 
-def _median_ratio(distances: np.ndarray, reference: np.ndarray) -> float:
+def median_ratio(distances: np.ndarray, reference: np.ndarray) -> float:
+    """Median of `distances` over that of `reference`; a ValueError where the latter vanishes."""
     middle = float(np.median(reference))
     if middle == 0.0:
         raise ValueError(

@@ -19,6 +19,7 @@ from finediff.report import figures
 from finediff.report.metrics import METRICS
 from finediff.report.render import render, write_report
 from finediff.risk import annual_volatility, tail_risk_table
+from finediff.validation.floor import badness
 
 ODD = '<b>&X"'
 KEYS = ["panel", "training", "fit", "dependence", "covariance", "portfolio", "tail risk", "generators"]
@@ -276,15 +277,15 @@ def test_ticks_are_those_of_the_validation_report(page, study):
         assert ("✓" in cell) == (report.loc[key, "verdict"] == "within floor"), key
 
 
-def test_metrics_measure_distance_as_validation_does():
-    assert set(METRICS) == set(validation._KIND)
+def test_metrics_measure_distance_as_validation_does(study):
+    assert set(METRICS) == set(study.splits["random"].report.table.index)
     rng = np.random.default_rng(0)
     for _ in range(20):
         values = pd.Series(rng.uniform(0.51, 2.0, len(METRICS)), index=list(METRICS))
         values["cvm_mean_p"] = rng.uniform()
-        badness = validation._badness(values)
+        expected = badness(values[study.splits["random"].report.table.index])
         for key, metric in METRICS.items():
-            assert metric.distance(values[key]) == pytest.approx(badness[key] - (key == "c2st_auc") * 0.5)
+            assert metric.distance(values[key]) == pytest.approx(expected[key] - (key == "c2st_auc") * 0.5)
     assert np.isnan(METRICS["sd_ratio"].distance(np.nan))
 
 

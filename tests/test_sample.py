@@ -102,7 +102,7 @@ def test_langevin_reaches_its_own_stationary_variance(process):
 
 
 @pytest.mark.parametrize(
-    "sampler", [AnnealedLangevin(), AnnealedLangevin(100, inner_steps=20, step_size=0.5)]
+    "sampler", [AnnealedLangevin(), AnnealedLangevin(100, inner_steps=10, step_size=0.5)]
 )
 def test_annealed_langevin_lags_behind_its_levels_as_computed(sampler):
     """In u = (sigma/alpha)^2 its excess variance obeys d(excess)/du = 2G excess/(l + u) - 1 - G c u/(l + u)."""
@@ -259,7 +259,7 @@ def test_the_first_step_of_dpm_solver_is_ddim(process, stochastic):
     model, solver = gaussian(process), DPMSolver(8, stochastic=stochastic)
     ddim, grid = DDIM(8, eta=float(stochastic)), solver.grid(process)
     x, memory = torch.ones(3, 4, dtype=torch.float64), None
-    first_order = 2 if process == Linear() else 1
+    first_order = 2 if process.alpha(1.0) == 0 else 1
     for step, (t, s) in enumerate(itertools.pairwise(grid[:4])):
         generator, twin = (torch.Generator().manual_seed(step) for _ in range(2))
         expected, _ = ddim.step(model, x, t, s, None, condition=None, generator=twin)
@@ -292,7 +292,7 @@ class Rescaled(Process):
 def test_draws_follow_the_unit_of_the_data(case, base):
     """c x_0 under c times the noise gives c times the draws; the ODE's angle knows the unit, so it only converges."""
     ode = isinstance(case.sampler, ProbabilityFlow)
-    c, steps, rtol = (2.0, 512, 2e-2) if ode else (1e3, 20, 1e-6)
+    c, steps, rtol = (2.0, 200, 2e-2) if ode else (1e3, 20, 1e-6)
     sampler = replace(case.sampler, steps=steps)
     draws = [
         sampler(model, (6, 4), generator=torch.Generator().manual_seed(5))

@@ -6,21 +6,24 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
-from finediff import validation
 from finediff.validation import (
     FLOOR_ROW,
+    Comparison,
     classifier_auc,
     compare,
     cvm_p_value,
     cvm_portfolio_test,
     cvm_two_sample,
     energy_distance,
+    judge,
     lower_tail_dependence,
     panel_metrics,
     portfolio_weights,
     qq_data,
     validate,
 )
+from finediff.validation.cvm import cvm_statistics, random_masks
+from finediff.validation.metrics import energy_null
 
 FAST = {"n_portfolios": 40, "n_null": 60}
 LOADINGS = np.random.default_rng(1).standard_normal((5, 2))
@@ -69,7 +72,7 @@ def test_limit_law_reproduces_the_published_table():
 def test_masks_enumerate_the_exact_null_moments():
     n, m = 3, 5
     masks = np.array([[i in c for i in range(n + m)] for c in combinations(range(n + m), n)])
-    t = validation._cvm_statistics(np.arange(n + m, dtype=float)[None, :] ** 2, masks)[:, 0]
+    t = cvm_statistics(np.arange(n + m, dtype=float)[None, :] ** 2, masks)[:, 0]
     k, total = n * m, n + m
     variance = (total + 1) * (4 * k * total - 3 * (n**2 + m**2) - 2 * k) / (180 * total**2 * k)
     assert t.mean() == pytest.approx((1 + 1 / total) / 6, rel=1e-12)
@@ -207,9 +210,9 @@ def test_energy_distance_equals_the_double_loop(rng):
     x, y = market(rng, 40) + 0.01, market(rng, 25) * 1.4
     assert energy_distance(x, y) == pytest.approx(naive_energy(x, y, x.std(0)), rel=1e-6)
     pool = np.vstack([x, y])
-    masks = validation._random_masks(40, 25, 3, rng)
+    masks = random_masks(40, 25, 3, rng)
     twin = [naive_energy(pool[k], pool[~k], pool.std(0)) for k in masks]
-    np.testing.assert_allclose(validation._energy_null(pool, masks), twin, rtol=1e-6)
+    np.testing.assert_allclose(energy_null(pool, masks), twin, rtol=1e-6)
 
 
 def test_energy_distance_of_a_shift_and_of_nothing(rng):
@@ -294,11 +297,12 @@ def table():
         "shuffled": rng.permuted(fresh, axis=0),
         "copies": train[rng.integers(0, 500, 500)],
     }
-    return real, train, generators, compare(real, generators, train, **FAST)
+    return real, train, generators, judge(real, generators, train, **FAST)
 
 
 def test_compare_finds_every_fault(table):
-    real, *_, out = table
+    real, *_, judged = table
+    out = judged.table
     assert out.index[-1] == FLOOR_ROW
     verdict = out["verdict"].to_dict()
     assert verdict.pop("fresh") == "within floor"
@@ -315,7 +319,8 @@ def test_compare_finds_every_fault(table):
 
 
 def test_validate_agrees_with_compare_and_repeats_bit_for_bit(table):
-    real, train, generators, out = table
+    real, train, generators, judged = table
+    out = judged.table
     state = np.random.get_state()[1].copy()  # noqa: NPY002
     report = validate(real, generators["copies"], train, **FAST)
     assert (np.random.get_state()[1] == state).all()  # noqa: NPY002
@@ -324,9 +329,22 @@ def test_validate_agrees_with_compare_and_repeats_bit_for_bit(table):
     assert len(main) == 10
     np.testing.assert_array_equal(frame.loc[main, "scenarios"], out.loc["copies", main].astype(float))
     np.testing.assert_array_equal(frame.loc[main, "floor"], out.loc[FLOOR_ROW, main].astype(float))
+    assert report.to_dict() == judged.reports["copies"].to_dict()
     assert "lie on training rows" in report.verdict
     named = [pd.DataFrame(a, columns=list("ABCDE")) for a in (real, generators["copies"], train)]
     pd.testing.assert_frame_equal(validate(*named, **FAST).to_frame(), frame)
+
+
+def test_judge_gives_the_table_of_compare_and_reports_that_agree(table):
+    real, train, generators, judged = table
+    assert isinstance(judged, Comparison)
+    pd.testing.assert_frame_equal(judged.table, compare(real, generators, train, **FAST))
+    assert list(judged.reports) == list(generators) == list(judged.table.index[:-1])
+    for name, report in judged.reports.items():
+        row = judged.table.loc[name]
+        assert report.within_floor == (row["verdict"] == "within floor")
+        assert (report.table["verdict"] == "beyond floor").sum() == row["beyond"]
+        assert report.table.loc["c2st_auc", "scenarios"] == row["c2st_auc"]
 
 
 def test_report_is_json_and_its_frame_is_a_copy(table):

@@ -20,8 +20,9 @@ from torch import Tensor
 from finediff.diffusion.process import Process, expand
 from finediff.diffusion.score import ScoreModel
 
-Weighting = Literal["x0", "eps", "v", "velocity", "likelihood"]
-WEIGHTINGS = ("x0", "eps", "v", "velocity", "likelihood")
+Weighting = Literal["x0", "eps", "v", "velocity", "likelihood", "min_snr"]
+WEIGHTINGS = ("x0", "eps", "v", "velocity", "likelihood", "min_snr")
+MIN_SNR = 5.0  # the cap of Hang et al. 2023 (arXiv 2303.09556)
 
 
 def weight(process: Process, t: Tensor, weighting: Weighting) -> Tensor:
@@ -38,6 +39,8 @@ def weight(process: Process, t: Tensor, weighting: Weighting) -> Tensor:
         return (d_alpha - d_sigma * alpha / sigma) ** 2
     if weighting == "likelihood":
         return process.drift_diffusion(t)[1] * alpha**2 / sigma**4
+    if weighting == "min_snr":
+        return torch.clamp((alpha / sigma) ** 2, max=MIN_SNR)
     raise ValueError(f"expected a weighting among {WEIGHTINGS}, got {weighting!r}")
 
 
@@ -47,8 +50,9 @@ class Times:
 
     Parameters
     ----------
-    law : {"log_snr", "uniform"}
-        Uniform in log-SNR over the process's range (the law of the likelihood), or uniform in t on [t_min, 1].
+    law : {"log_snr", "uniform", "importance"}
+        Uniform in log-SNR over the process's range (the law of the likelihood), uniform in t on [t_min, 1], or
+        with density proportional to 1/sigma^2 there (to be used with a weighting that leaves 1/sigma^2 out).
     stratified : bool
         One draw in each of ``batch`` equal cells instead of independent draws.
     """
@@ -78,10 +82,19 @@ def quantile_table(process: Process, law: str, size: int = 2049) -> Tensor:
     u = torch.linspace(0, 1, size, dtype=torch.float64)
     if law == "log_snr":
         return process.time(noisy + u * (clean - noisy))
+    t_min = process.time(clean)
     if law == "uniform":
-        t_min = process.time(clean)
         return t_min + u * (1 - t_min)
-    raise ValueError(f"expected a law of times 'log_snr' or 'uniform', got {law!r}")
+    if law == "importance":
+        # The distribution function by the trapezoid rule on a grid that is fine where 1/sigma^2 is large.
+        t = process.grid(16 * size).flip(0)
+        density = process.sigma(t) ** -2
+        mass = torch.cat([t.new_zeros(1), ((density[1:] + density[:-1]) / 2 * t.diff()).cumsum(0)])
+        target = u * mass[-1]
+        cell = torch.searchsorted(mass, target).clamp(1, len(mass) - 1)
+        share = (target - mass[cell - 1]) / (mass[cell] - mass[cell - 1])
+        return t[cell - 1] + share * (t[cell] - t[cell - 1])
+    raise ValueError(f"expected a law of times 'log_snr', 'uniform' or 'importance', got {law!r}")
 
 
 @dataclass(frozen=True)
@@ -96,11 +109,19 @@ class DenoisingScoreMatching:
     antithetic : bool
         Use every noise with both signs: twice the rows a step, and a regression target of much smaller variance
         (where the law is close to symmetric the two errors largely cancel).
+    condition_dropout : float
+        Share of rows whose condition is withheld (NaN), so that one model also learns the unconditional law.
     """
 
     weighting: Weighting = "eps"
     times: Times = Times()
     antithetic: bool = False
+    condition_dropout: float = 0.1
+
+    @property
+    def score_valid(self) -> bool:
+        """Is -eps_hat/sigma of a model trained so the score?"""
+        return True
 
     def __call__(
         self,
@@ -122,14 +143,15 @@ class DenoisingScoreMatching:
         """Loss per row, (batch,) or (2 batch,) where antithetic, with a fresh time and noise for each."""
         t = self.times(model.process, len(x), device=x.device, generator=generator)
         noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        x0, noise = self.pair(x, noise, generator)
+        x0, noise = self.pair(x, noise, condition)
+        condition = _withhold(condition, self.condition_dropout, generator)
         if self.antithetic:
             t, x0, noise = t.repeat(2), x0.repeat(2, 1), torch.cat([noise, -noise])
             condition = None if condition is None else condition.repeat(2, 1)
         error = model.denoise(model.process.perturb(x0, t, noise), t, condition) - x0
         return expand(weight(model.process, t, self.weighting), error[:, 0]) * error.square().mean(1)
 
-    def pair(self, x: Tensor, noise: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Which noise goes with which row; independent pairs here."""
         return x, noise
 
@@ -139,7 +161,152 @@ class FlowMatching(DenoisingScoreMatching):
     """E |u(x_t, t) - (alpha' x_0 + sigma' eps)|^2 / d: regression on the velocity (Lipman et al. 2023).
 
     On the linear path the target is eps - x_0. Times uniform in t by default, as published.
+
+    Parameters
+    ----------
+    pairing : {"independent", "optimal_transport"}
+        Minibatch optimal transport (Tong et al. 2024, arXiv 2302.00482) straightens the paths; a model trained so
+        carries ``score_valid = False``. With conditions, rows are matched only to noise of rows that share their
+        condition exactly: any other matching would give each condition a noise law of its own, while sampling
+        starts from N(0, I) whatever the condition. Continuous conditions are therefore paired independently.
     """
 
     weighting: Weighting = "velocity"
     times: Times = Times("uniform")
+    pairing: Literal["independent", "optimal_transport"] = "independent"
+
+    @property
+    def score_valid(self) -> bool:
+        return self.pairing == "independent"
+
+    def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.pairing == "independent":
+            return x, noise
+        if self.pairing != "optimal_transport":
+            raise ValueError(f"expected pairing 'independent' or 'optimal_transport', got {self.pairing!r}")
+        if condition is None:
+            return x, noise[_transport(x, noise)]
+        _, group = torch.unique(condition, dim=0, return_inverse=True)
+        matched = noise.clone()
+        for g in range(int(group.max()) + 1):
+            rows = (group == g).nonzero()[:, 0]
+            matched[rows] = noise[rows[_transport(x[rows], noise[rows])]]
+        return x, matched
+
+
+@dataclass(frozen=True)
+class ImplicitScoreMatching:
+    """E g^2(t) ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005): denoising score matching without a target.
+
+    2 ISM + const = denoising score matching, so the gradients agree in expectation.
+
+    Parameters
+    ----------
+    probes : int, optional
+        None: exact divergence; k: Hutchinson's with k Rademacher probes.
+    times : Times
+    """
+
+    probes: int | None = None
+    times: Times = Times()
+
+    def __call__(
+        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
+    ) -> Tensor:
+        """Loss of a batch of rows x (batch, d), a scalar; weight sigma^2 (that of L_simple)."""
+        t, x_t = _noisy(self.times, model.process, x, generator)
+        with torch.enable_grad():
+            x_t = x_t.requires_grad_(True)
+            score = model.score(x_t, t, condition)
+            total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+            for v in _probes(x_t, self.probes, generator):
+                total = total + (torch.autograd.grad(score, x_t, v, create_graph=True)[0] * v).sum(1)
+            loss = 0.5 * score.square().sum(1) + total / (self.probes or 1)
+        return (expand(model.process.sigma(t) ** 2, loss) * loss).mean() / x.shape[1]
+
+
+@dataclass(frozen=True)
+class SlicedScoreMatching:
+    """E sigma^2 ( 1/2 (v's)^2 + v' (ds/dx) v ) with random v, E vv' = I (Song et al. 2019, arXiv 1905.07088).
+
+    Parameters
+    ----------
+    probes : int
+        Directions a row.
+    variance_reduced : bool
+        Use |s|^2 for (v's)^2, its mean.
+    times : Times
+    """
+
+    probes: int = 1
+    variance_reduced: bool = True
+    times: Times = Times()
+
+    def __call__(
+        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
+    ) -> Tensor:
+        """Loss of a batch of rows x (batch, d), a scalar."""
+        t, x_t = _noisy(self.times, model.process, x, generator)
+        with torch.enable_grad():
+            x_t = x_t.requires_grad_(True)
+            score = model.score(x_t, t, condition)
+            loss = 0.5 * score.square().sum(1) if self.variance_reduced else torch.zeros_like(x[:, 0])
+            for v in _probes(x_t, self.probes, generator):
+                along = (torch.autograd.grad(score, x_t, v, create_graph=True)[0] * v).sum(1)
+                size = 0 if self.variance_reduced else 0.5 * (score * v).sum(1).square()
+                loss = loss + (along + size) / self.probes
+        return (expand(model.process.sigma(t) ** 2, loss) * loss).mean() / x.shape[1]
+
+
+@dataclass(frozen=True)
+class ExplicitScoreMatching:
+    """E sigma^2 |s - grad log p_t|^2 / d against an oracle on the same process: the error itself.
+
+    Parameters
+    ----------
+    oracle : ScoreModel
+        The exact score, for example one of `finediff.diffusion.exact`.
+    times : Times
+    """
+
+    oracle: ScoreModel
+    times: Times = Times()
+
+    def __call__(
+        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
+    ) -> Tensor:
+        """Loss of a batch of rows x (batch, d) of the oracle's law, a scalar."""
+        t, x_t = _noisy(self.times, model.process, x, generator)
+        with torch.no_grad():
+            wanted = self.oracle.noise(x_t, t)
+        return (model.noise(x_t, t, condition) - wanted).square().mean()
+
+
+def _noisy(times: Times, process: Process, x: Tensor, generator) -> tuple[Tensor, Tensor]:
+    t = times(process, len(x), device=x.device, generator=generator)
+    noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    return t, process.perturb(x, t, noise)
+
+
+def _probes(x: Tensor, count: int | None, generator):
+    """Directions v of v' (ds/dx) v: the axes for the exact trace, random signs otherwise."""
+    if count is None:
+        yield from (row.expand_as(x) for row in torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
+    else:
+        for _ in range(count):
+            yield torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator).sign()
+
+
+def _withhold(condition: Tensor | None, share: float, generator) -> Tensor | None:
+    if condition is None or share == 0:
+        return condition
+    dropped = torch.rand(len(condition), device=condition.device, generator=generator) < share
+    return torch.where(dropped[:, None], torch.full_like(condition, torch.nan), condition)
+
+
+def _transport(x: Tensor, noise: Tensor) -> Tensor:
+    """The permutation of noise that minimises sum |x_i - noise_p(i)|^2 (scipy's assignment, on the CPU)."""
+    from scipy.optimize import linear_sum_assignment
+
+    _, order = linear_sum_assignment(torch.cdist(x, noise).square().cpu().numpy())
+    return torch.as_tensor(order, device=x.device)

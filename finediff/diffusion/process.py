@@ -185,7 +185,8 @@ class DiscreteVP(_VariancePreserving):
             )
 
     def __repr__(self) -> str:
-        return f"DiscreteVP(<{len(self.betas)} betas from {self.betas[0]:.2g} to {self.betas[-1]:.2g}>)"
+        first, last, left = self.betas[0], self.betas[-1], float(self.alpha(1.0))
+        return f"DiscreteVP(<{len(self.betas)} betas from {first:.2g} to {last:.2g}, alpha(1) = {left:.3g}>)"
 
     def _integrated_beta(self, t: Tensor) -> Tensor:
         table = _integrated_table(self.betas)

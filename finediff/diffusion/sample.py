@@ -40,7 +40,7 @@ class Sampler(ABC):
 
     Parameters
     ----------
-    steps, spacing : int and str
+    steps, spacing : int, str
         Of the grid, see `Process.grid`. The final E[x_0 | x_tmin] is one more network evaluation.
     """
 
@@ -237,8 +237,9 @@ def _dopri5(slope, y: Tensor, span: Tensor, rtol: float, atol: float) -> Tensor:
         from torchdiffeq import odeint
     except ImportError as error:
         remedy = "pip install 'finediff[ode]', or use method='rk4'"
-        raise ImportError(f"method='adaptive' expected torchdiffeq, which is missing: {remedy}") from error
-    return odeint(slope, y, span, method="dopri5", rtol=rtol, atol=atol)[-1]
+        raise ImportError(f"expected torchdiffeq for method='adaptive', got none: {remedy}") from error
+    options = {"step_t": span[1:]}  # else its last step reaches beyond the end, where theta has no t
+    return odeint(slope, y, span, method="dopri5", rtol=rtol, atol=atol, options=options)[-1]
 
 
 @dataclass(frozen=True)
@@ -260,11 +261,9 @@ class DPMSolver(Sampler):
     def step(self, model, x, t, s, memory, *, condition, generator):
         process, x0 = model.process, model.denoise(x, t, condition)
         h, ahead = process.log_snr(s) - process.log_snr(t), x0
-        if memory is not None:
-            last, ratio = memory[0], h / (2 * memory[1])
-            # From alpha = 0 the step before is infinite: ratio 0, and this step is of first order.
-            if torch.isfinite(ratio):
-                ahead = x0 + ratio.to(x) * (x0 - last)
+        # After alpha = 0 the step before is infinite and the ratio 0: this step is of first order.
+        if memory is not None and torch.isfinite(ratio := h / (2 * memory[1])):
+            ahead = x0 + ratio.to(x) * (x0 - memory[0])
         return _ddim(process, x, ahead, t, s, float(self.stochastic), generator), (x0, h)
 
 

@@ -34,7 +34,8 @@ class GaussianGenerator(ScenarioGenerator):
 
     Examples
     --------
-    >>> GaussianGenerator(random_state=0).fit([[0.01, 0.0], [-0.01, 0.02], [0.0, 0.01]]).mean_.round(3)
+    >>> returns = np.tile([[0.01, 0.0], [-0.01, 0.02], [0.0, 0.01]], (20, 1))
+    >>> GaussianGenerator(random_state=0).fit(returns).mean_.round(3)
     array([0.  , 0.01])
     """
 

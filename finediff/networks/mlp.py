@@ -80,6 +80,11 @@ class MLP(nn.Module):
         e = self.mix_state(silu(self.read_state(torch.cat([state, waves], 1))))
         if self.read_condition is not None:
             e = e + self._embed(condition, x)
+        elif condition is not None:
+            raise ValueError(
+                "expected no condition, got one, and this network was made without: give MLP n_conditions="
+                f"{condition.shape[-1]}"
+            )
         e = silu(e)
         h = self.read_x(y)
         for modulate, block in zip(self.modulate, self.blocks):

@@ -394,9 +394,12 @@ def _covariance(study, page):
                 "at zero.",
             ),
         ]
-    blocks.append(
-        page.table("The covariances.", ["Covariance", *(labels.get(c, c) for c in table.columns)], rows)
-    )
+    note = "Volatility is annual. "
+    if "held-out rows" in table.index:
+        note += "held-out rows: the covariance of the very rows that the others are judged on, a reference that no "
+        note += "estimate can reach."
+    columns = ["Covariance", *(labels.get(c, c) for c in table.columns)]
+    blocks.append(page.table("The covariances.", columns, rows, note))
     return lead, blocks
 
 
@@ -406,6 +409,8 @@ def _portfolio(study, page):
     lead = (
         "What an optimiser holds when it is given the numbers above. Returns and volatilities are per period."
     )
+    if "maximum Sharpe" not in study.allocations:
+        lead += " No portfolio that is allowed earns anything, so none has a maximum Sharpe ratio."
     assets = study.returns.columns
     weights = pd.DataFrame(
         {

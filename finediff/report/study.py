@@ -26,7 +26,7 @@ from finediff.panel import Finding, check_panel, random_split, split
 from finediff.portfolio import Allocation, LongOnly, MaximumSharpe, MaximumWeight, MinimumVariance
 from finediff.report.verdicts import Verdict, verdicts
 from finediff.risk import annual_volatility, tail_risk_table
-from finediff.validation import ValidationReport, compare, qq_data, validate
+from finediff.validation import ValidationReport, judge, qq_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class SplitResult:
     ----------
     description : str
     table : DataFrame
-        `finediff.validation.compare`'s, with "fit s", "sample s" and "network evaluations".
+        `finediff.validation.judge`'s, with "fit s", "sample s" and "network evaluations".
     report : ValidationReport
         Of the chosen generator.
     qq : DataFrame
@@ -201,7 +201,8 @@ def _fit_and_sample(generator, train: pd.DataFrame, n: int, seed: int) -> _Fitte
 
 
 def _judge(where, train, test, scenarios, chosen, fitted, seed) -> SplitResult:
-    table = compare(test, scenarios, train, random_state=seed)
+    judged = judge(test, scenarios, train, random_state=seed)
+    table = judged.table.copy()
     for column, value in (
         ("fit s", lambda f: f.fit_seconds),
         ("sample s", lambda f: f.sample_seconds),
@@ -216,7 +217,7 @@ def _judge(where, train, test, scenarios, chosen, fitted, seed) -> SplitResult:
     return SplitResult(
         description=described[where],
         table=table,
-        report=validate(test, scenarios[chosen], train, random_state=seed),
+        report=judged.reports[chosen],
         qq=qq_data(test, scenarios[chosen], assets=list(test.columns)),
     )
 
