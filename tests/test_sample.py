@@ -116,7 +116,7 @@ def test_annealed_langevin_lags_behind_its_levels_as_computed(sampler):
 def test_predictor_corrector_keeps_a_bias_that_snr_governs():
     """2.9 % at Song's .16 whatever the steps, a tenth of it at .05: it goes with snr^2."""
     small, large = (
-        [share_of_sd(PredictorCorrector(n, snr=snr), VP())[0] for n in (500, 1000)] for snr in (0.05, 0.16)
+        [share_of_sd(PredictorCorrector(n, snr=snr), VP())[0] for n in (250, 500)] for snr in (0.05, 0.16)
     )
     assert large == pytest.approx([0.029, 0.029], abs=0.003)
     assert large[1] / small[1] == pytest.approx((0.16 / 0.05) ** 2, rel=0.1)
@@ -292,7 +292,7 @@ class Rescaled(Process):
 def test_draws_follow_the_unit_of_the_data(case, base):
     """c x_0 under c times the noise gives c times the draws; the ODE's angle knows the unit, so it only converges."""
     ode = isinstance(case.sampler, ProbabilityFlow)
-    c, steps, rtol = (2.0, 200, 2e-2) if ode else (1e3, 20, 1e-6)
+    c, steps, rtol = (2.0, 64, 5e-2) if ode else (1e3, 20, 1e-6)
     sampler = replace(case.sampler, steps=steps)
     draws = [
         sampler(model, (6, 4), generator=torch.Generator().manual_seed(5))
@@ -335,12 +335,11 @@ def test_a_seed_fixes_the_draws(case, device, dtype):
 
 @pytest.mark.parametrize("case", each(DETERMINISTIC))
 def test_single_precision_is_enough(case, device):
+    sampler = replace(case.sampler, steps=32)
     start = torch.linspace(-2, 2, 20, dtype=torch.float64).reshape(5, 4)
     for process in (VP(), Linear()):
         single, double = (
-            case.sampler(
-                gaussian(process, dtype=dtype).to(device), (5, 4), start=start.to(device, dtype)
-            ).cpu()
+            sampler(gaussian(process, dtype=dtype).to(device), (5, 4), start=start.to(device, dtype)).cpu()
             for dtype in (torch.float32, torch.float64)
         )
         torch.testing.assert_close(single.double(), double, rtol=2e-3, atol=2e-3)

@@ -330,7 +330,7 @@ def test_validate_agrees_with_compare_and_repeats_bit_for_bit(table):
     np.testing.assert_array_equal(frame.loc[main, "scenarios"], out.loc["copies", main].astype(float))
     np.testing.assert_array_equal(frame.loc[main, "floor"], out.loc[FLOOR_ROW, main].astype(float))
     assert report.to_dict() == judged.reports["copies"].to_dict()
-    assert "lie on training rows" in report.verdict
+    assert "repeat training rows" in report.verdict
     named = [pd.DataFrame(a, columns=list("ABCDE")) for a in (real, generators["copies"], train)]
     pd.testing.assert_frame_equal(validate(*named, **FAST).to_frame(), frame)
 

@@ -3,14 +3,15 @@
     classifier-free   x0 = (1 + w) x0_hat(x, y) - w x0_hat(x, none)             w = 0: plainly conditional
     classifier        x0 = x0_hat + w (sigma^2/alpha) grad_x log p(y | x_t, t)
     inpainting        x0 = x0_hat with the known coordinates put in             (replacement: biased)
-    linear stress     x0 = x0_hat + J A' (A J A')^-1 (b - A x0_hat),            J = d x0_hat/d x
+    linear stress     x0 = x0_hat + C A' (A C A')^-1 (b - A x0_hat),            C = (sigma^2/alpha) d x0_hat/d x
 
-(sigma^2/alpha) J is the covariance of x_0 given x_t (Tweedie), so the last line is conditioning a Gaussian: exact
-where x_0 is Gaussian, guidance otherwise. In a band lo <= A x_0 <= hi, b is the mean of the truncated normal.
+C is the covariance of x_0 given x_t (Tweedie), so the last line is conditioning a Gaussian: exact where x_0 is
+Gaussian, guidance otherwise. In a band lo <= A x_0 <= hi, b is the mean of the truncated normal.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -113,7 +114,7 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         sizes = [n_features + 1, width, width, n_classes]
         self.layers = nn.ModuleList()
-        for n_in, n_out in zip(sizes[:-1], sizes[1:]):
+        for n_in, n_out in itertools.pairwise(sizes):
             layer = torch.nn.utils.skip_init(nn.Linear, n_in, n_out)
             with torch.no_grad():
                 layer.weight.copy_(torch.randn(n_out, n_in, generator=generator) / n_in**0.5)
@@ -145,8 +146,22 @@ def train_classifier(
 
     Parameters
     ----------
-    x : (n, d) float32, about unit scale
-    labels : (n,) integers from 0
+    process : Process
+    x : (n, d)
+        Of about unit scale; the classifier has its dtype and device.
+    labels : (n,)
+        Integers from 0.
+    width : int
+        Hidden units of the two layers.
+    steps, batch, learning_rate : int, int, float
+        AdamW, with a cosine schedule.
+    generator : torch.Generator, optional
+        On x's device; of the initial weights, the batches, times and noises.
+
+    Returns
+    -------
+    NoisyClassifier
+        Frozen: its parameters ask for no gradient.
     """
     generator = generator or torch.Generator(device=x.device)
     on_cpu = torch.Generator().manual_seed(
@@ -209,9 +224,18 @@ class LinearStress(Guide):
     b : (k,) or (batch, k), or a pair (lo, hi) of those
         A pair is a band; -inf and inf leave a side open. With several bands each target is the truncated mean of
         its own margin: exact for one constraint on a Gaussian, an approximation for more.
+    covariance : (d, d), optional
+        None: Tweedie's Cov(x_0 | x_t) by automatic differentiation, one product a constraint; for exact models.
+        S, the covariance of the rows: Cov(x_0 | x_t) = sigma^2 S (alpha^2 S + sigma^2 I)^-1, without derivatives.
+        For networks: their slopes at high noise are errors, which the division magnifies a thousandfold.
+
+    Raises
+    ------
+    ValueError
+        For wrong shapes, dependent rows, lo > hi, and a model with parameters but no ``covariance``.
     """
 
-    def __init__(self, model: ScoreModel, A, b) -> None:
+    def __init__(self, model: ScoreModel, A, b, covariance=None) -> None:
         super().__init__(model)
         self.register_buffer("A", torch.atleast_2d(self._as_buffer(A)))
         k, rank = len(self.A), int(torch.linalg.matrix_rank(self.A))
@@ -231,27 +255,53 @@ class LinearStress(Guide):
             raise ValueError(
                 "expected lo <= hi in every band, got one the other way round, or NaN: swap them"
             )
+        if covariance is None and any(True for _ in model.parameters()):
+            raise ValueError(
+                "expected covariance= for a model with parameters, got None, because the derivative of a trained "
+                "network is too noisy to divide by: give the covariance of its training rows"
+            )
+        if covariance is not None:
+            covariance = self._as_buffer(covariance)
+            if covariance.shape != self.A.shape[1:] * 2:
+                raise ValueError(
+                    f"expected a covariance of the {self.A.shape[1]} columns of A, got shape {tuple(covariance.shape)}"
+                )
+            eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+            self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
+            self.register_buffer("eigenvectors", eigenvectors)
+        self.known_covariance = covariance is not None
         self._t_last = float(self.process.time(-20.0))
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
+        moments = self._gaussian if self.known_covariance else self._tweedie
+        x0, CA = moments(x, t, condition)
+        mapped, ACA = x0 @ self.A.T, self.A @ CA
+        deviation = torch.diagonal(ACA, dim1=1, dim2=2).clamp(min=1e-30).sqrt()
+        gap = _truncated_mean(mapped, deviation, self.low, self.high) - mapped
+        return x0 + (CA @ torch.linalg.solve(ACA, gap[:, :, None]))[:, :, 0]
+
+    def _gaussian(self, x: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """E[x_0 | x_t] (batch, d) and C A^T (batch, d, k), C = Cov(x_0 | x_t) as if x_0 were Gaussian."""
+        t = as_time(t)
+        noise = expand(self.process.sigma(t), x).reshape(-1, 1) ** 2
+        signal = expand(self.process.alpha(t), x).reshape(-1, 1) ** 2
+        variances = noise * self.eigenvalues / (signal * self.eigenvalues + noise)
+        CA = (self.eigenvectors * variances[:, None, :]) @ (self.eigenvectors.T @ self.A.T)
+        return self.model.denoise(x, t, condition), CA
+
+    def _tweedie(self, x: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same with C = (sigma^2/alpha) d E[x_0 | x_t] / d x."""
         keep_graph = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             y = x if keep_graph else x.detach().requires_grad_(True)
             near, t = _away_from_noise(self.process, y, t, self._t_last)
             x0 = self.model.denoise(near, t, condition)
-            mapped = x0 @ self.A.T
             rows = [
                 torch.autograd.grad(value.sum(), near, retain_graph=True, create_graph=keep_graph)[0]
-                for value in mapped.unbind(1)
+                for value in (x0 @ self.A.T).unbind(1)
             ]
-        # A network's J need not be symmetric: with its transpose throughout, A x0 = b holds all the same.
-        JA = torch.stack(rows, 2)
-        AJA = self.A @ JA
-        ratio = expand(self.process.sigma(t) ** 2 / self.process.alpha(t), mapped)
-        deviation = (ratio * torch.diagonal(AJA, dim1=1, dim2=2)).clamp(min=1e-30).sqrt()
-        gap = _truncated_mean(mapped, deviation, self.low, self.high) - mapped
-        x0 = x0 + (JA @ torch.linalg.solve(AJA, gap[:, :, None]))[:, :, 0]
-        return x0 if keep_graph else x0.detach()
+        CA = expand(self.process.sigma(t) ** 2 / self.process.alpha(t), x)[..., None] * torch.stack(rows, 2)
+        return (x0, CA) if keep_graph else (x0.detach(), CA.detach())
 
 
 def _truncated_mean(mean: Tensor, deviation: Tensor, low: Tensor, high: Tensor) -> Tensor:

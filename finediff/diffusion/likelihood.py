@@ -12,6 +12,7 @@ kind of an ELBO for networks that are not gradients. In theta the ODE is smooth 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -37,12 +38,18 @@ def log_prob(
 
     Parameters
     ----------
+    model : ScoreModel
     x : (batch, d)
+        Rows of x_0.
     steps : int
         RK4 steps on the log-SNR grid.
     probes : int, optional
         None: exact divergence, d products a stage; k: Hutchinson's estimate with k Rademacher probes, unbiased in
         the divergence. The same probes are used along a path.
+    condition : Tensor, optional
+        Handed to the model.
+    generator : torch.Generator, optional
+        Of the probes.
 
     Returns
     -------
@@ -114,14 +121,21 @@ def held_out_nats(
 
     Parameters
     ----------
+    model : ScoreModel
     x : (n, d)
         Rows that neither model saw, in the models' coordinates.
     baseline : ScoreModel
         On the same process; usually `GaussianScore` with the Ledoit-Wolf covariance of the training rows.
+    log_snr : pair of floats
+        Range of the integral; beyond it the two models must be alike.
     nodes : int
         Odd.
     repeats : int
         Antithetic pairs of noise a row and node.
+    condition : Tensor, optional
+        Handed to the model, not to the baseline.
+    generator : torch.Generator, optional
+        Of the noise.
     """
     if baseline.process != model.process:
         raise ValueError(
@@ -178,16 +192,20 @@ def elbo(model: ScoreModel, x: Tensor, *, steps: int = 200, generator: torch.Gen
 
     Parameters
     ----------
+    model : ScoreModel
     x : (batch, d)
+        Rows of x_0.
     steps : int
         K, intervals of the chain; the bound tightens as K grows.
+    generator : torch.Generator, optional
+        Of the noise.
     """
     process, d = model.process, x.shape[1]
     grid = process.grid(steps)
     ratio = float((process.alpha(grid[0]) / process.sigma(grid[0])) ** 2)
     prior = 0.5 * ratio * float(x.square().sum(1).mean())
     diffusion = 0.0
-    for t, s in zip(grid[:-1], grid[1:]):
+    for t, s in itertools.pairwise(grid):
         z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
         error = model.denoise(process.perturb(x, t, z), t) - x
         gap = torch.exp(process.log_snr(s)) - torch.exp(process.log_snr(t))
@@ -234,12 +252,17 @@ def error_budget(
 
     Parameters
     ----------
+    model : ScoreModel
     x : (n, d)
         Held-out rows in the model's coordinates.
     sampler : Sampler, optional
         A deterministic one on a fixed grid; the probability-flow ODE by default.
     oracle : ScoreModel, optional
         The exact score, where it is known. Without it, half of the rows fit the correction, half judge it.
+    n_draws : int
+        Draws that measure the discretisation.
+    generator : torch.Generator, optional
+        Of the noise and the draws.
     """
     process, sampler = model.process, sampler or ProbabilityFlow(32)
     if sampler.needs_score or sampler.evaluations is None:

@@ -156,7 +156,7 @@ def study(
     portfolios = {name: allocation.weights for name, allocation in allocations.items()}
     result = Study(
         title=title,
-        subtitle=f"{returns.shape[1]} assets, {len(returns)} periods, {_day(returns.index[0])} to {_day(returns.index[-1])}",
+        subtitle=f"{returns.shape[1]} assets, {len(returns):,} periods, {_day(returns.index[0])} to {_day(returns.index[-1])}",
         returns=returns,
         train=train,
         held_out=test,
@@ -210,8 +210,8 @@ def _judge(where, train, test, scenarios, chosen, fitted, seed) -> SplitResult:
     ):
         table[column] = pd.Series({name: value(fitted[where, name]) for name in scenarios})
     described = {
-        "random": f"{len(train)} training rows at random, judged on the other {len(test)}",
-        "chronological": f"trained until {_day(train.index[-1])}, judged on the {len(test)} rows from "
+        "random": f"{len(train):,} training rows at random, judged on the other {len(test):,}",
+        "chronological": f"trained until {_day(train.index[-1])}, judged on the {len(test):,} rows from "
         f"{_day(test.index[0])}",
     }
     return SplitResult(

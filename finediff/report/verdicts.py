@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from finediff.report.metrics import METRICS
 from finediff.validation import FLOOR_ROW
 
 INDEPENDENT = (
@@ -49,27 +50,39 @@ def _panel(study) -> Verdict:
 
 
 def _training(study) -> Verdict:
-    early = [name for name, h in study.histories.items() if h.stopped == "early"]
-    late = [name for name in study.histories if name not in early]
+    late = [
+        name for name, h in study.histories.items() if h.stopped != "early" and h.best_step > 0.9 * h.step[-1]
+    ]
     best = ", ".join(f"{name} at step {h.best_step}" for name, h in study.histories.items())
     if late:
         return Verdict(
             "note",
             f"Best held-out losses: {best}; {', '.join(late)} used the whole budget: more steps may help.",
         )
-    return Verdict("good", f"Training stopped by itself once the held-out loss no longer fell: {best}.")
+    return Verdict("good", f"Training went on until the held-out loss no longer fell; kept: {best}.")
 
 
 def _fit(study) -> Verdict:
     here, later = study.splits["random"].report, study.splits["chronological"].report
     table = here.table
-    ratio, rejected = table.loc["sd_ratio", "scenarios"], table.loc["cvm_rejection_rate", "scenarios"]
     text = (
-        f"{study.generator_name} on rows it never saw: the median asset's volatility is {ratio:.2f} times the real one and "
-        f"{rejected:.0%} of random portfolios differ by Cramer-von Mises (real rows against real: "
-        f"{table.loc['cvm_rejection_rate', 'floor']:.0%}). {here.verdict} In time order: {_lower(later.verdict)}"
+        f"On rows it never saw, {study.generator_name}'s median asset has {table.loc['sd_ratio', 'scenarios']:.2f} times the real "
+        f"volatility, and {_percent(table.loc['cvm_rejection_rate', 'scenarios'])} of random portfolios are told apart by "
+        f"Cramér–von Mises (real rows: {_percent(table.loc['cvm_rejection_rate', 'floor'])}). {_judged(here, 'at random')}; "
+        f"{_lower(_judged(later, 'in time order'))}."
     )
-    return Verdict("good" if here.within_floor else "note" if rejected <= 0.25 else "poor", text)
+    if here.within_floor and later.within_floor:
+        return Verdict("good", text)
+    return Verdict("note" if table.loc["cvm_rejection_rate", "scenarios"] <= 0.25 else "poor", text)
+
+
+def _judged(report, how: str) -> str:
+    """Within or beyond the floor on one split, and by which metrics, in words."""
+    beyond = report.table.index[report.table["verdict"] == "beyond floor"]
+    names = [METRICS[key].label.lower() for key in beyond[:3]] + ["others"] * (len(beyond) > 3)
+    if report.within_floor:
+        return f"Split {how}, they are as close to those rows as chance allows"
+    return f"Split {how}, they differ by more than chance in {', '.join(names) or 'the whole'}"
 
 
 def _dependence(study) -> Verdict:
@@ -101,7 +114,7 @@ def _portfolio(study) -> Verdict:
     weights = study.allocations["minimum variance"].weights
     held = weights[weights > 1e-6]
     text = (
-        f"Minimum variance holds {len(held)} of {len(weights)} assets, the largest {weights.idxmax()} at {weights.max():.0%}; "
+        f"Minimum variance holds {len(held)} of {len(weights)} assets, the largest {weights.idxmax()} at {_percent(weights.max())}; "
         f"the effective number of positions is {1 / (weights**2).sum():.1f}. "
         + (
             "The maximum-Sharpe weights carry the estimation error of the mean returns."
@@ -120,8 +133,8 @@ def _tail(study) -> Verdict:
     row = tail.loc[(label, level)]
     text = (
         f"{len(gap) - len(outside)} of {len(gap)} value-at-risk figures lie within two standard errors of the held-out "
-        f"rows'; the furthest is {label} at {level:.0%}: {row['VaR scenarios']:.2%} in the scenarios, {row['VaR real']:.2%} "
-        f"(s.e. {row['VaR real s.e.']:.2%}) in reality."
+        f"rows'; the furthest is {label} at {_percent(level)}: {_percent(row['VaR scenarios'], 2)} in the scenarios, {_percent(row['VaR real'], 2)} "
+        f"(s.e. {_percent(row['VaR real s.e.'], 2)}) in reality."
     )
     if len(outside) and (outside < 0).any():
         return Verdict(
@@ -151,6 +164,10 @@ def _generators(study) -> Verdict:
 
 def _floor(study) -> pd.Series:
     return study.splits["random"].table.loc[FLOOR_ROW]
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
 
 
 def _lower(sentence: str) -> str:
