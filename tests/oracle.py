@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from finediff.diffusion.exact import GaussianScore
+from finediff.diffusion.guide import ClassifierFreeGuidance, ClassifierGuidance, Inpainting, LinearStress
 from finediff.diffusion.process import (
     OU,
     VE,
@@ -153,3 +154,19 @@ def moments(
             x, memory = sampler.step(model, x, t, s, memory, condition=None, generator=None)
     x0 = model.denoise(x, grid[-1])
     return x0.mean(0), x0.var(0, correction=0)
+
+
+def halves(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Logits (batch, 2) of a classifier of rising and falling days."""
+    return torch.stack([x.sum(1), -x.sum(1)], 1) * (1 - t[:, None]).to(x)
+
+
+# What wraps a model of four assets into a guided one.
+GUIDES = {
+    "ClassifierFreeGuidance": lambda model: ClassifierFreeGuidance(model, 1.0),
+    "ClassifierGuidance": lambda model: ClassifierGuidance(model, halves, 1, 0.5),
+    "Inpainting": lambda model: Inpainting(model, [True, False, False, False], [-1.0, 0, 0, 0]),
+    "LinearStress": lambda model: LinearStress(model, [[1.0, 0, 0, 0], [0, 0.5, 0.5, 0]], [-1.0, 0.5]),
+    "LinearStress(band)": lambda model: LinearStress(model, [0.25, 0.25, 0.25, 0.25], (0.3, float("inf"))),
+    "LinearStress(covariance)": lambda model: LinearStress(model, [1.0, 0, 0, 0], [-1.0], torch.eye(4)),
+}

@@ -235,7 +235,13 @@ def test_a_random_state_is_a_stream(name):
     pd.testing.assert_frame_equal(again.sample(50), first, check_exact=True)
 
 
-@pytest.mark.parametrize("state", [np.random.default_rng(0), -1, 2**32, "0", 0.5], ids=repr)
+@pytest.mark.parametrize(
+    "state",
+    [np.random.default_rng(0), -1, 2**32, "0", 0.5],
+    ids=lambda state: (
+        f"{type(state).__name__}-{state}" if isinstance(state, (int, float, str)) else type(state).__name__
+    ),
+)
 def test_other_random_states_are_refused(state):
     with pytest.raises(ValueError, match=r"expected random_state to be None, an integer .* got"):
         make("Gaussian", random_state=state).fit(panel())

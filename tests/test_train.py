@@ -1,6 +1,5 @@
 """The training loop: what it reaches, what it returns, and that nothing it survives changes the result."""
 
-import contextlib
 import math
 import threading
 
@@ -82,7 +81,15 @@ def test_training_comes_close_to_the_exact_loss_of_a_normal_law(process, objecti
         return float(difference.mean()), float(difference.std()) / len(difference) ** 0.5
 
     before, _ = excess()
-    train(model, rows(20_000, 3, device), objective, steps=400, batch=128, learning_rate=4e-3, generator=seeded(0, device))
+    train(
+        model,
+        rows(20_000, 3, device),
+        objective,
+        steps=400,
+        batch=128,
+        learning_rate=4e-3,
+        generator=seeded(0, device),
+    )
     after, error = excess()
     assert before > 0.05
     assert after < 0.08 * before
@@ -215,10 +222,9 @@ def test_looking_does_not_change_the_training():
     [
         {},
         {"held_out": None},
-        {"patience": 1, "learning_rate": 5e-2},  # one that stops early
         {"objective": FlowMatching(times=Times("uniform", stratified=False))},
     ],
-    ids=["held out", "no held out", "early stop", "independent times"],
+    ids=["held out", "no held out", "independent times"],
 )
 @pytest.mark.parametrize("evaluations", [1, 3])
 def test_interrupted_training_goes_on_to_the_same_weights(settings, evaluations, tmp_path, device):
@@ -233,8 +239,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(settings, evaluations,
             raise KeyboardInterrupt
 
     first = small_model(device=device)
-    interrupted = len(expected.step) >= evaluations
-    with pytest.raises(KeyboardInterrupt) if interrupted else contextlib.nullcontext():
+    with pytest.raises(KeyboardInterrupt):
         short(first, **settings, callbacks=[interrupt], checkpoint=file)
     assert file.exists() == (evaluations > 1)
 
@@ -243,8 +248,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(settings, evaluations,
     history = short(second, **settings, checkpoint=file, callbacks=[lambda told: steps.append(told.step)])
     assert same_bits(state(second), state(whole))
     assert history == expected
-    if interrupted:
-        assert steps[0] == 10 * evaluations  # the interrupted stretch is done again, the earlier ones are not
+    assert steps[0] == 10 * evaluations  # the interrupted stretch is done again, the earlier ones are not
 
     # A finished training is not gone on with, and gives the same once more.
     third, steps = small_model(seed=98, device=device), []
@@ -254,6 +258,26 @@ def test_interrupted_training_goes_on_to_the_same_weights(settings, evaluations,
     )
     assert steps == []
     assert same_bits(state(third), state(whole))
+
+
+def test_patience_survives_an_interruption(tmp_path):
+    """Cut at the evaluation that would have stopped it, the training stops there, with the best weights of before."""
+    settings = {"x": rows(8, 1), "steps": 400, "learning_rate": 2e-2, "ema_decay": 0.9, "patience": 3}
+    whole, file = small_model(width=32), tmp_path / "training.safetensors"
+    expected = short(whole, **settings)
+    assert expected.stopped == "early"
+    last = expected.step[-1]
+    assert 10 < expected.best_step == last - 30
+
+    def interrupt(told):
+        if told.step == last:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        short(small_model(width=32), **settings, checkpoint=file, callbacks=[interrupt])
+    again = small_model(seed=99, width=32)
+    assert short(again, **settings, checkpoint=file) == expected
+    assert same_bits(state(again), state(whole))
 
 
 # ------------------------------------------------------------------ what it refuses

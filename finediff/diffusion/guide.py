@@ -147,6 +147,7 @@ def train_classifier(
     Parameters
     ----------
     process : Process
+        The path along which rows are made noisy.
     x : (n, d)
         Of about unit scale; the classifier has its dtype and device.
     labels : (n,)
@@ -214,7 +215,9 @@ class Inpainting(Guide):
 class LinearStress(Guide):
     """A x_0 = b, or lo <= A x_0 <= hi: chosen assets or portfolios move by given amounts.
 
-    Diffusion posterior sampling with Tweedie's covariance (Boys et al. 2023, arXiv 2310.06721).
+    Diffusion posterior sampling with Tweedie's covariance (Boys et al. 2023, arXiv 2310.06721). The constraint always
+    holds. Of a heavy-tailed law stressed by 4 standard deviations the others' mean is right, and their spread 14 %
+    too small (27 % with ``covariance``); between separate regimes it chooses the likelier too seldom (see the tests).
 
     Parameters
     ----------

@@ -39,6 +39,7 @@ def log_prob(
     Parameters
     ----------
     model : ScoreModel
+        Any: differentiable in x.
     x : (batch, d)
         Rows of x_0.
     steps : int
@@ -122,6 +123,7 @@ def held_out_nats(
     Parameters
     ----------
     model : ScoreModel
+        The one that is judged.
     x : (n, d)
         Rows that neither model saw, in the models' coordinates.
     baseline : ScoreModel
@@ -193,6 +195,7 @@ def elbo(model: ScoreModel, x: Tensor, *, steps: int = 200, generator: torch.Gen
     Parameters
     ----------
     model : ScoreModel
+        Its score must be valid.
     x : (batch, d)
         Rows of x_0.
     steps : int
@@ -253,6 +256,7 @@ def error_budget(
     Parameters
     ----------
     model : ScoreModel
+        The one that is examined.
     x : (n, d)
         Held-out rows in the model's coordinates.
     sampler : Sampler, optional

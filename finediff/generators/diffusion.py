@@ -246,3 +246,12 @@ def _device(device) -> torch.device:
             f"expected a device torch can use here, got {device!r} ({str(error).splitlines()[0]}): "
             "try device='cpu'"
         ) from None
+
+
+def devices() -> dict[str, str]:
+    """What training would run on, in words."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (the CPU is used)"
+    return {
+        "GPU": gpu,
+        "threads": f"{torch.get_num_threads()} for large networks, 1 for those up to 256 units wide",
+    }

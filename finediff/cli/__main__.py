@@ -1,0 +1,3 @@
+from finediff.cli import main
+
+main()

@@ -1,0 +1,100 @@
+"""What the verbs read and write: panels, tables with a manifest beside them, generators by name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finediff.cli.options import Kind, Missing, Model
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def generator_of(model: Model, seed: int, device: str | None, steps: int):
+    from finediff.generators import (
+        BootstrapGenerator,
+        DDPMGenerator,
+        FlowMatchingGenerator,
+        GaussianGenerator,
+        StudentTGenerator,
+    )
+
+    return {
+        Model.ddpm: lambda: DDPMGenerator(steps=steps, device=device, random_state=seed),
+        Model.flow: lambda: FlowMatchingGenerator(steps=steps, device=device, random_state=seed),
+        Model.gaussian: lambda: GaussianGenerator(random_state=seed),
+        Model.student_t: lambda: StudentTGenerator(random_state=seed),
+        Model.bootstrap: lambda: BootstrapGenerator(random_state=seed),
+        Model.block_bootstrap: lambda: BootstrapGenerator(method="stationary", random_state=seed),
+    }[model]()
+
+
+def returns_of(panel: str, kind: Kind, missing: Missing, start, end) -> pd.DataFrame:
+    """The panel's returns, after a check that tells prices from returns; findings go to standard error."""
+    from finediff.panel import check_panel, load_prices
+
+    frame = load_prices(panel, start=start, end=end)
+    findings = check_panel(frame, kind=kind.value)
+    blocking = [
+        f
+        for f in findings
+        if f.severity == "error" and not (f.code == "missing_values" and missing != "error")
+    ]
+    if blocking:
+        first = blocking[0]
+        remedy = {
+            "missing_values": "Choose --missing drop_rows or --missing drop_assets.",
+            "non_positive_price": "Correct it, or say --kind returns if these are returns.",
+            "prices_as_returns": "Leave out --kind returns.",
+        }.get(first.code, first.remedy)
+        more = f" ({len(findings) - 1} more: finediff check {panel})" if len(findings) > 1 else ""
+        raise ValueError(f"{first.message} {remedy}{more}")
+    for finding in findings:
+        say(f"warning: {finding}")
+    if kind is Kind.prices:
+        return to_returns(frame, missing=missing.value)
+    if missing is Missing.drop_rows:
+        return frame.dropna()
+    return frame.dropna(axis=1) if missing is Missing.drop_assets else frame
+
+
+def read_table(path: Path, what: str) -> pd.DataFrame:
+    """A table written by another command."""
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, index_col=0)
+    except Exception as problem:
+        reason = "no such file" if isinstance(problem, FileNotFoundError) else str(problem).splitlines()[0]
+        raise ValueError(
+            f"expected {what} as a .parquet or .csv file, got {path} ({reason}): give the file another command wrote"
+        ) from None
+
+
+def write_table(frame: pd.DataFrame, out: Path, command: str, configuration: dict, seed, data) -> None:
+    """A table, whole, with its manifest beside it."""
+    from finediff.provenance import manifest, whole_file, write_manifest
+
+    if out.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"expected a file ending in .parquet or .csv, got {out}: change --out")
+    with whole_file(out) as partial:
+        if out.suffix == ".parquet":
+            frame.to_parquet(partial)
+        else:
+            frame.to_csv(partial)
+    about = manifest(command=command, configuration=configuration, seed=seed, data=data)
+    write_manifest(out.with_name(f"{out.stem}.manifest.json"), about)
+
+
+def as_frame(rows) -> pd.DataFrame:
+    import pandas as pd
+
+    return rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(rows).rename(columns=str)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

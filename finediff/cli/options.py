@@ -1,0 +1,44 @@
+"""Options that several verbs share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Model(StrEnum):
+    ddpm = "ddpm"
+    flow = "flow"
+    gaussian = "gaussian"
+    student_t = "student-t"
+    bootstrap = "bootstrap"
+    block_bootstrap = "block-bootstrap"
+
+
+class Objective(StrEnum):
+    min_variance = "min-variance"
+    max_sharpe = "max-sharpe"
+    mean_variance = "mean-variance"
+
+
+class Missing(StrEnum):
+    error = "error"
+    drop_rows = "drop_rows"
+    drop_assets = "drop_assets"
+
+
+class Kind(StrEnum):
+    prices = "prices"
+    returns = "returns"
+
+
+Panel = Annotated[str, typer.Argument(help="sp500 (bundled), a .csv or .parquet file, or tickers: AAPL,MSFT")]
+KindOption = Annotated[Kind, typer.Option(help="What the panel holds.")]
+MissingOption = Annotated[Missing, typer.Option(help="What to do where a price is missing.")]
+Start = Annotated[str | None, typer.Option(help="First date used, e.g. 2000-01-01.")]
+End = Annotated[str | None, typer.Option(help="Last date used.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same bits.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")]
+Steps = Annotated[int, typer.Option(min=1, help="Largest number of training steps of a network.")]
