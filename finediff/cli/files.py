@@ -33,7 +33,7 @@ def generator_of(model: Model, seed: int, device: str | None, steps: int):
 
 def returns_of(panel: str, kind: Kind, missing: Missing, start, end) -> pd.DataFrame:
     """The panel's returns, after a check that tells prices from returns; findings go to standard error."""
-    from finediff.panel import check_panel, load_prices
+    from finediff.panel import check_panel, load_prices, to_returns
 
     frame = load_prices(panel, start=start, end=end)
     findings = check_panel(frame, kind=kind.value)

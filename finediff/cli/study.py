@@ -35,7 +35,7 @@ def demo(
     jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
 ) -> None:
     """The main job on the bundled prices of 20 US shares: scenarios, covariance, weights, report."""
-    from finediff.panel import load_prices
+    from finediff.panel import load_prices, to_returns
 
     began = time.perf_counter()
     say(f"finediff demo: 20 S&P 500 shares from {start}, seed {seed}")

@@ -23,6 +23,7 @@ from finediff.diffusion.sample import ProbabilityFlow, Sampler
 from finediff.diffusion.score import ScoreModel, divergence, from_denoised
 
 LOG_SNR = (-5.0, 8.0)
+THRESH = 1.0
 
 
 def log_prob(
@@ -299,7 +300,8 @@ def error_budget(
 class _AffineCorrection(ScoreModel):
     """eps_hat + a + B x_t/r + C eps_hat, fitted by ridge at each noise level to z - eps_hat.
 
-    The penalty is the best of a ladder by two-fold cross-validation over rows; where none pays, the model is kept.
+    The penalty is the best of a ladder by two-fold cross-validation over rows; where even that gains less than a
+    standard error, the model is kept.
     """
 
     LADDER = (0.003, 0.03, 0.3, 3.0, 30.0)
@@ -325,32 +327,34 @@ class _AffineCorrection(ScoreModel):
         return torch.cat([torch.ones_like(x[:, :1]), x / radius, eps], 1).double()
 
     def _fit(self, t, condition: Tensor | None) -> Tensor:
-        sums = []
-        for fold in (self.rows[::2], self.rows[1::2]):
-            G = R = 0
-            for _ in range(self.repeats):
-                z = torch.randn(fold.shape, dtype=fold.dtype, device=fold.device, generator=self.generator)
-                for noise in (z, -z):
-                    x_t = self.process.perturb(fold, t, noise)
-                    eps = self.model.noise(x_t, t, condition)
-                    F = self._features(x_t, eps, t)
-                    G, R = (
-                        G + F.T @ F / (2 * self.repeats),
-                        R + F.T @ (noise - eps).double() / (2 * self.repeats),
-                    )
-            sums.append((G, R))
+        folds = [self._draw(rows, t, condition) for rows in (self.rows[::2], self.rows[1::2])]
+        sums = [(torch.einsum("rnp,rnq->pq", F, F), torch.einsum("rnp,rnd->pd", F, R)) for F, R in folds]
 
         def solve(G: Tensor, R: Tensor, penalty: float) -> Tensor:
-            return torch.linalg.solve(G + penalty * len(self.rows) * torch.eye(len(G)).to(G), R)
+            ridge = penalty * 2 * self.repeats * len(self.rows)
+            return torch.linalg.solve(G + ridge * torch.eye(len(G)).to(G), R)
 
-        def loss(penalty: float) -> float:
-            """Change of the squared error on the other fold."""
-            total = 0.0
-            for (G, R), (other_G, other_R) in (sums, sums[::-1]):
-                C = solve(G, R, penalty)
-                total += float(((other_G @ C - 2 * other_R) * C).sum())
-            return total
+        def change(penalty: float) -> Tensor:
+            """Of each row's squared error, by a fit to the other fold."""
+            rows = []
+            for (G, R), (F, residual) in zip(sums, folds[::-1]):
+                correction = F @ solve(G, R, penalty)
+                rows.append((correction * (correction - 2 * residual)).sum(2).mean(0))
+            return torch.cat(rows)
 
-        best = min(self.LADDER, key=loss)
-        G, R = sums[0][0] + sums[1][0], sums[0][1] + sums[1][1]
-        return solve(G, R, best) if loss(best) < 0 else torch.zeros_like(R)
+        G, R = (one + other for one, other in zip(*sums))
+        best = min(self.LADDER, key=lambda penalty: float(change(penalty).mean()))
+        rows = change(best)
+        return solve(G, R, best) if rows.mean() < -THRESH * _standard_error(rows) else torch.zeros_like(R)
+
+    def _draw(self, rows: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features (2 repeats, n, 2d + 1) and z - eps_hat (2 repeats, n, d)."""
+        features, residuals = [], []
+        for _ in range(self.repeats):
+            z = torch.randn(rows.shape, dtype=rows.dtype, device=rows.device, generator=self.generator)
+            for noise in (z, -z):
+                x_t = self.process.perturb(rows, t, noise)
+                eps = self.model.noise(x_t, t, condition)
+                features.append(self._features(x_t, eps, t))
+                residuals.append((noise - eps).double())
+        return torch.stack(features), torch.stack(residuals)
