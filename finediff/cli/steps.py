@@ -218,7 +218,7 @@ def optimise(
         "turnover": turnover,
         "previous": previous,
     }
-    write_table(found.weights.rename("weight").toas_frame(), out, "optimise", configuration, None, matrix)
+    write_table(found.weights.rename("weight").to_frame(), out, "optimise", configuration, None, matrix)
     print(
         f"{objective.value}: volatility {found.volatility:.4%} a period, {int((found.weights.abs() > 1e-6).sum())} positions: {out}"
     )
@@ -243,7 +243,7 @@ def validate(
     synthetic = read_table(scenarios, "scenarios")
     rows = None if train is None else returns_of(train, kind, missing, None, None)
     result = judge(real, synthetic, rows, random_state=seed)
-    table = result.toas_frame()
+    table = result.to_frame()
     write_table(
         table, out, "validate", {"held_out": held_out, "scenarios": scenarios, "train": train}, seed, real
     )

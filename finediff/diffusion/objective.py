@@ -104,7 +104,8 @@ class DenoisingScoreMatching:
     Parameters
     ----------
     weighting : {"v", "eps", "x0", "velocity", "likelihood"}
-        "eps" is L_simple; "likelihood" is g^2 on the score.
+        "eps" is L_simple; "likelihood" is g^2 on the score, the likelihood's where times are uniform in t (where
+        they are uniform in log-SNR, "eps" is).
     times : Times
     antithetic : bool
         Use every noise with both signs: twice the rows a step, and a regression target of much smaller variance
@@ -196,7 +197,7 @@ class FlowMatching(DenoisingScoreMatching):
 
 @dataclass(frozen=True)
 class ImplicitScoreMatching:
-    """E g^2(t) ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005): denoising score matching without a target.
+    """E sigma^2 ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005): denoising score matching without a target.
 
     2 ISM + const = denoising score matching, so the gradients agree in expectation.
 
