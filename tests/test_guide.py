@@ -448,9 +448,9 @@ def test_a_trained_classifier_guides(trained):
     model, classifier = trained
     guide = ClassifierGuidance(copy.deepcopy(model).float(), classifier, 0)
     x = ProbabilityFlow(32)(guide, (2000, 2), generator=torch.Generator().manual_seed(3)).double()
-    exact = model.parts[0].sample(2000, torch.Generator().manual_seed(4))
-    assert ((x.mean(0) - exact.mean(0)).abs() < 0.08).all()
-    assert ((x.std(0) / exact.std(0) - 1).abs() < 0.1).all()
+    mean, variance = torch.tensor(model.MEANS[0]), torch.tensor(model.COVARIANCES[0]).diagonal()
+    assert ((x.mean(0) - mean).abs() < 0.1).all()
+    assert ((x.var(0) / variance - 1).abs() < 0.15).all()
 
 
 def test_classifiers_are_reproducible():

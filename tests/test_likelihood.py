@@ -1,14 +1,14 @@
 """Densities, held-out nats, the evidence bound and the error budget, against laws whose densities are formulas."""
 
+import itertools
 import math
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from oracle import PROCESSES, each
-from torch import nn
 
 from finediff.diffusion.exact import GaussianScore, MixtureScore, ScaleMixtureScore
 from finediff.diffusion.likelihood import elbo, error_budget, held_out_nats, log_prob
@@ -79,7 +79,7 @@ def test_densities_converge_at_order_four(process, generator, device):
     x = model.sample(50, generator)
     finest = log_prob(model, x, steps=160)
     errors = [float((log_prob(model, x, steps=n) - finest).square().mean().sqrt()) for n in (10, 20, 40)]
-    orders = [math.log2(coarse / fine) for coarse, fine in zip(errors, errors[1:])]
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
     assert min(orders) > 3.3
 
 
@@ -92,18 +92,18 @@ def test_densities_hold_far_in_the_tail(device):
 
 
 def test_hutchinson_is_unbiased(generator, device):
-    """Over 60 sets of one probe a row the mean is the exact trace's; more probes, less variance."""
+    """Over 100 draws of one probe a row the mean is the exact trace's; four probes have a quarter of the variance."""
     model = mixture(Linear(), device)
     x = model.sample(20, generator)
-    exact = log_prob(model, x, steps=15)
+    exact, many = log_prob(model, x, steps=15), x.repeat(100, 1)
     one, four = (
-        torch.stack([log_prob(model, x, steps=15, probes=k, generator=generator) - exact for _ in range(60)])
+        log_prob(model, many, steps=15, probes=k, generator=generator).reshape(100, 20) - exact
         for k in (1, 4)
     )
-    z = one.mean(0) / one.std(0) * math.sqrt(60)
+    z = one.mean(0) / one.std(0) * 10
     assert z.abs().max() < 4
     assert abs(float(z.mean())) * math.sqrt(20) < 4
-    assert float(four.var(0).mean() / one.var(0).mean()) == pytest.approx(0.25, rel=0.25)
+    assert float(four.var(0).mean() / one.var(0).mean()) == pytest.approx(0.25, rel=0.2)
 
 
 def test_densities_integrate_to_one(device):
@@ -163,20 +163,13 @@ def test_nats_of_a_wrong_scale_are_the_divergence(generator, device):
     assert abs(found.gain - truth) < 4 * found.standard_error + 0.005
 
 
-@pytest.mark.parametrize("kind", ["pairs", "independent"])
-def test_noise_comes_in_pairs_of_opposite_sign(kind, generator):
-    """So an eps_hat that is off by a constant b loses |b|^2/2 d log-SNR to an exact model of odd noise, exactly."""
+def test_noise_comes_in_pairs_of_opposite_sign(generator):
+    """So an eps_hat that is off by a constant b loses 13/2 |b|^2 to a model that is odd in x, without scatter."""
     model, b = gaussian(VP()), [0.3, -0.2, 0.1]
     x = torch.zeros(5, 3, dtype=torch.float64)
     found = held_out_nats(Shifted(model, b), x, model, generator=generator, repeats=1)
-    expected = -13 / 2 * sum(value**2 for value in b)
-    if kind == "pairs":
-        torch.testing.assert_close(found.rows, torch.full_like(found.rows, expected), rtol=1e-10, atol=0)
-    else:
-        draws = iter(torch.randn(60, 5, 3, dtype=torch.float64, generator=generator))
-        with mock.patch.object(torch, "randn", lambda *_, **__: next(draws).abs()):
-            positive = held_out_nats(Shifted(model, b), x, model, repeats=1)
-        torch.testing.assert_close(positive.rows, found.rows, rtol=1e-10, atol=0)
+    expected = torch.full_like(found.rows, -13 / 2 * sum(value**2 for value in b))
+    torch.testing.assert_close(found.rows, expected, rtol=1e-10, atol=0)
 
 
 def test_the_integral_is_simpson_s():
@@ -231,16 +224,15 @@ def test_models_that_cannot_be_compared_are_refused(generator):
 @pytest.mark.parametrize("process", [VP(), Linear()], ids=repr)
 @pytest.mark.parametrize("law", [gaussian, heavy])
 def test_the_bound_lies_below_and_tightens(process, law, generator, device):
-    """The gap to the mean log-density falls as 1/steps: the sum is a left Riemann sum of a falling integrand."""
+    """The gap to the mean log-density falls as 1/steps: the sum is a Riemann sum of a falling integrand."""
     model = law(process, device=device)
-    x = model.sample(20_000, generator)
-    truth, gaps = float(model.log_prob(x).mean()), []
-    for steps in (10, 20, 40, 80):
-        gaps.append(truth - elbo(model, x, steps=steps, generator=generator).total)
-    assert min(gaps) > 0
-    orders = [math.log2(a / b) for a, b in zip(gaps, gaps[1:])]
-    assert orders[0] > 0.8
-    assert all(0.7 < order < 1.4 for order in orders)
+    x = model.sample(4000, generator)
+    truth = float(model.log_prob(x).mean())
+    gaps = [truth - elbo(model, x, steps=n, generator=generator).total for n in (20, 40, 80, 160)]
+    assert gaps[-1] > 0
+    orders = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(gaps)]
+    assert min(orders) > 0.9
+    assert orders[-1] < 1.2
 
 
 @every_process
@@ -284,18 +276,35 @@ def test_an_exact_model_has_no_score_error(generator, device):
 
 @pytest.mark.parametrize(
     ("sampler", "order"),
-    [(ProbabilityFlow(24), 2), (ProbabilityFlow(24, method="euler"), 1), (DDIM(24), 1), (DPMSolver(24), 2)],
-    ids=repr,
+    [
+        pytest.param(ProbabilityFlow(), 2, id="Heun"),
+        pytest.param(DDIM(), 1, id="DDIM"),
+        pytest.param(DPMSolver(), 2, id="DPMSolver"),
+    ],
 )
 def test_discretisation_falls_by_the_order_of_the_sampler(sampler, order, generator, device):
-    model = gaussian(Linear(), device=device)
+    model, found = gaussian(Linear(), device=device), []
     x = model.sample(50, generator)
-    found = [
-        error_budget(model, x, sampler=type(sampler)(**{**vars(sampler), "steps": n}), oracle=model,
-                     generator=generator, n_draws=300).discretisation
-        for n in (24, 48)
-    ]  # fmt: skip
-    assert math.log2(found[0] / found[1]) == pytest.approx(order, abs=0.35)
+    for steps in (24, 48):
+        draw = replace(sampler, steps=steps)
+        found.append(error_budget(model, x, sampler=draw, oracle=model, n_draws=300, generator=generator))
+    ratio = found[0].discretisation / found[1].discretisation
+    assert math.log2(ratio) == pytest.approx(order, abs=0.35)
+
+
+def test_discretisation_is_in_units_of_the_standard_deviation(generator, device):
+    """DDIM is linear on N(0, S): one start (1, 1, 1) in the eigenvectors tells what becomes of all the others."""
+    model, n = gaussian(Linear(), device=device), 20
+    x = model.sample(50, generator)
+    found = error_budget(model, x, sampler=DDIM(n), oracle=model, n_draws=4000, generator=generator)
+    values = torch.linalg.eigvalsh(torch.as_tensor(S)).to(device)
+    maps = []
+    for steps in (n, 4 * n):
+        y = torch.ones(1, 3, dtype=torch.float64, device=device)
+        along = GaussianScore(np.zeros(3), torch.diag(values), model.process)
+        maps.append(DDIM(steps)(along, (1, 3), start=y))
+    truth = math.sqrt(float((maps[0] - maps[1]).square().mean() / maps[1].square().mean()))
+    assert found.discretisation == pytest.approx(truth, rel=0.05)
 
 
 @every_process
@@ -314,12 +323,12 @@ def test_the_start_has_a_closed_form(process, generator):
 
 @pytest.mark.parametrize("law", [gaussian, heavy])
 def test_without_an_oracle_nothing_is_found_in_an_exact_model(law, generator, device):
-    """Over eight panels of 600 rows: never significantly positive, and never far below 0 either."""
+    """Over four panels of 600 rows: never significantly positive, and never far below 0 either."""
     model = law(VP(), device=device)
-    for _ in range(8):
+    for _ in range(4):
         found = error_budget(model, model.sample(600, generator), generator=generator, n_draws=10)
         assert found.score < 3 * found.score_standard_error + 1e-12
-        assert found.score > -0.01
+        assert found.score > -0.015
 
 
 @pytest.mark.parametrize("process", [VP(), Linear()], ids=repr)
@@ -335,13 +344,6 @@ def test_without_an_oracle_an_affine_bias_is_found(process, generator, device):
     found = error_budget(gaussian(process, 2 * S, device), x, generator=generator, n_draws=10)
     assert found.score > 5 * found.score_standard_error
     assert found.score < 1.5 * (0.5 - 1 + math.log(2)) + 3 * found.score_standard_error
-
-
-class Untouched(nn.Module):
-    """A network that returns 0."""
-
-    def forward(self, x, level, condition):
-        return torch.zeros_like(x)
 
 
 @pytest.mark.parametrize("sampler", [DDPM(10), ProbabilityFlow(method="adaptive")], ids=repr)

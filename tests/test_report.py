@@ -1,6 +1,7 @@
 """The report: it stands alone, says what it must, escapes what it is given, and is the same file each time."""
 
 import re
+from functools import cached_property
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -34,7 +35,21 @@ def panel(d, n=360, seed=3):
     return pd.DataFrame(x, columns=names, index=pd.bdate_range("2020-01-01", periods=n, name="Date"))
 
 
-def make_study(d):
+def judged(name, rivals, train, test):
+    """As `finediff.report.study.SplitResult`."""
+    drawn = {k: g.fit(train).sample(400, random_state=1) for k, g in rivals.items()}
+    found = validation.judge(test, drawn, train, n_portfolios=10, n_null=20, random_state=0)
+    costs = pd.DataFrame({"fit s": 0.1, "sample s": 0.01, "network evaluations": 0}, index=list(rivals))
+    return SimpleNamespace(
+        description=f"30 % of the rows, {name}",
+        table=found.table.join(costs),
+        report=found.reports["Student t"],
+        qq=validation.qq_data(test, drawn["Student t"], assets="all"),
+    )
+
+
+def make_study(d, splits=None):
+    """A study of d assets; the judgement on its splits is costly, and may be another study's."""
     returns = panel(d)
     rivals = {
         "Student t": StudentTGenerator(random_state=0),
@@ -42,23 +57,9 @@ def make_study(d):
         "Bootstrap": BootstrapGenerator(random_state=0),
     }
     parts = {"random": random_split(returns, 0.3, 0), "chronological": split(returns, 0.3)}
-    settings = {"n_portfolios": 10, "n_null": 20, "random_state": 0}
-    splits = {}
-    for name, (train, test) in parts.items():
-        drawn = {k: g.fit(train).sample(400, random_state=1) for k, g in rivals.items()}
-        table = validation.compare(test, drawn, train, **settings)
-        table["fit s"] = pd.Series(0.1, index=list(rivals))
-        table["sample s"] = pd.Series(0.01, index=list(rivals))
-        table["network evaluations"] = pd.Series(0, index=list(rivals))
-        splits[name] = SimpleNamespace(
-            description=f"30 % of the rows, {name}",
-            table=table,
-            report=validation.validate(test, drawn["Student t"], train, **settings),
-            qq=validation.qq_data(test, drawn["Student t"], assets="all"),
-        )
-        if name == "random":
-            scenarios = drawn["Student t"]
     train, held_out = parts["random"]
+    scenarios = rivals["Student t"].fit(train).sample(400, random_state=1)
+    splits = splits or {name: judged(name, rivals, *rows) for name, rows in parts.items()}
     covariances = {"sample": train.cov(), "scenarios": scenarios.cov(), "held-out rows": held_out.cov()}
     covariances["scenarios + clip"] = clip(scenarios.cov(), len(train))
     minimum = MinimumVariance([LongOnly()])
@@ -122,6 +123,23 @@ def page(study):
     return render(study)
 
 
+@pytest.fixture(scope="module")
+def bare_page(study):
+    """Of a study without all that it can be without, one verdict aside, and whose rows are numbered."""
+    bare = changed(
+        study,
+        returns=study.returns.reset_index(drop=True),
+        findings=[],
+        histories={},
+        splits={},
+        allocations={},
+        tail=study.tail.iloc[:0],
+        verdicts={"fit": study.verdicts["fit"]},
+        manifest={},
+    )
+    return render(bare)
+
+
 class Reader(HTMLParser):
     """Tags with their attributes, the words, ids, and whether every element that was opened is closed."""
 
@@ -148,7 +166,7 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         (self.styles if self.open[-1:] == ["style"] else self.words).append(data)
 
-    @property
+    @cached_property
     def text(self):
         return " ".join(" ".join(self.words).replace("\u00a0", " ").split())
 
@@ -202,16 +220,17 @@ def test_colours_are_roles(page):
 
 
 def test_each_section_has_its_verdict_once_there_and_once_on_top(page):
-    text = Reader(page).text
+    reader = Reader(page)
     for key, word in zip(KEYS, ["Good", "Note", "Poor"] * 3):
-        assert text.count(f"{word}. The verdict of {key} is 5 %.") == 2
-    assert all(len(Reader(page).all("section", id=key.replace(" ", "-"))) == 1 for key in KEYS)
+        assert reader.text.count(f"{word}. The verdict of {key} is 5 %.") == 2
+    assert all(len(reader.all("section", id=key.replace(" ", "-"))) == 1 for key in KEYS)
 
 
-def test_a_missing_verdict_renders_no_line_and_an_unknown_status_is_refused(study):
-    few = {"fit": study.verdicts["fit"]}
-    text = Reader(render(changed(study, verdicts=few))).text
-    assert text.count("The verdict of") == 2
+def test_a_missing_verdict_renders_no_line(bare_page):
+    assert Reader(bare_page).text.count("The verdict of") == 2
+
+
+def test_an_unknown_status_is_refused(study):
     wrong = {"fit": SimpleNamespace(status="great", text="")}
     with pytest.raises(ValueError, match=r"expected a status among .* got 'great' for the verdict 'fit'"):
         render(changed(study, verdicts=wrong))
@@ -295,36 +314,30 @@ def test_one_asset():
     assert len(reader.all("svg", role="img")) == FIGURES - 3
 
 
-def test_sixty_assets():
-    text = render(make_study(60))
+def test_sixty_assets(study):
+    text = render(make_study(60, study.splits))
     reader = Reader(text)
     assert len(text) < 2_000_000
     assert len(reader.all("svg", role="img")) == FIGURES
     assert all(f"Asset {i}" in reader.text for i in range(58))
 
 
-def test_a_classical_generator_has_no_training(study):
-    reader = Reader(render(changed(study, histories={})))
-    assert "estimated in one step" in reader.text
-    assert len(reader.all("svg", role="img")) == FIGURES - 1
+def test_numbered_rows_and_empty_rooms(bare_page):
+    reader = Reader(bare_page)
+    for said in (
+        "0 to 359",
+        "found nothing",
+        "estimated in one step",
+        "No portfolio was asked for",
+        "too few held-out rows",
+    ):
+        assert said in reader.text
+    assert len(reader.all("svg", role="img")) == FIGURES - 5
+
+
+def test_a_loss_curve_without_held_out_rows():
     unseen = History([100, 200], [1.0, 0.9], [], 0, "")
     assert "no held-out rows" in figures.loss_curves({"no held-out rows": unseen})
-
-
-def test_numbered_rows_and_empty_rooms(study):
-    bare = changed(
-        study,
-        returns=study.returns.reset_index(drop=True),
-        findings=[],
-        splits={},
-        allocations={},
-        tail=study.tail.iloc[:0],
-        verdicts={},
-        manifest={},
-    )
-    text = Reader(render(bare)).text
-    for said in ("0 to 359", "found nothing", "No portfolio was asked for", "too few held-out rows"):
-        assert said in text
 
 
 def test_same_study_same_bytes(page, study):

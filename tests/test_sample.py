@@ -225,6 +225,21 @@ def test_ddpm_is_ho_jain_and_abbeel():
             torch.testing.assert_close(drawn, mean + expected.sqrt() * z, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim_is_song_meng_and_ermon(eta):
+    """Their equations 12 and 16: the noise is eta sqrt((1 - abar_s)/(1 - abar_t)) sqrt(1 - abar_t/abar_s)."""
+    process, x = VP(), torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(2, 4)
+    model, (t, s) = gaussian(process), torch.tensor([0.6, 0.45], dtype=torch.float64)
+    now, before, x0 = process.alpha(t) ** 2, process.alpha(s) ** 2, model.denoise(x, t)
+    added = eta * ((1 - before) / (1 - now) * (1 - now / before)).sqrt()
+    eps = (x - now.sqrt() * x0) / (1 - now).sqrt()
+    generator, twin = (torch.Generator().manual_seed(3) for _ in range(2))
+    drawn, _ = DDIM(eta=eta).step(model, x, t, s, None, condition=None, generator=generator)
+    z = torch.randn(x.shape, dtype=x.dtype, generator=twin)
+    expected = before.sqrt() * x0 + (1 - before - added**2).sqrt() * eps + added * z
+    torch.testing.assert_close(drawn, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_dpm_solver_is_algorithm_2_of_lu_et_al():
     """x_s = sigma_s/sigma_t x - alpha_s (e^-h - 1) D,  D = (1 + 1/2r) x0 - 1/(2r) x0',  r = h'/h."""
     process, sampler = VP(), DPMSolver(12, spacing="karras")

@@ -23,7 +23,6 @@ from finediff.diffusion.sample import ProbabilityFlow, Sampler
 from finediff.diffusion.score import ScoreModel, divergence, from_denoised
 
 LOG_SNR = (-5.0, 8.0)
-THRESH = 1.0
 
 
 def log_prob(
@@ -345,7 +344,7 @@ class _AffineCorrection(ScoreModel):
         G, R = (one + other for one, other in zip(*sums))
         best = min(self.LADDER, key=lambda penalty: float(change(penalty).mean()))
         rows = change(best)
-        return solve(G, R, best) if rows.mean() < -THRESH * _standard_error(rows) else torch.zeros_like(R)
+        return solve(G, R, best) if rows.mean() < -_standard_error(rows) else torch.zeros_like(R)
 
     def _draw(self, rows: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features (2 repeats, n, 2d + 1) and z - eps_hat (2 repeats, n, d)."""

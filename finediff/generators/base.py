@@ -38,7 +38,8 @@ class ScenarioGenerator(BaseEstimator, ABC):
     """A law of one period's returns, learned from a panel.
 
     A subclass has keyword-only constructor arguments, `_fit(X, seed)`, `_sample(n, seed)` and, for saving,
-    `_arrays()` and `_restore(arrays)`.
+    `_arrays()` and `_restore(arrays)`. What it can be steered by (`condition`, `stress`, `guidance`) it names in
+    `_steered_by`, and takes as keywords.
 
     Attributes
     ----------
@@ -48,6 +49,8 @@ class ScenarioGenerator(BaseEstimator, ABC):
     n_samples_fit_ : int
         Rows of the panel.
     """
+
+    _steered_by: tuple[str, ...] = ()
 
     @abstractmethod
     def _fit(self, X: np.ndarray, seed: int) -> None:
@@ -65,7 +68,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Inverse of `_arrays`; the constructor's arguments and n_features_in_ are set already."""
 
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, *, condition=None):
         """Learn the law of the rows of a panel.
 
         Parameters
@@ -75,6 +78,9 @@ class ScenarioGenerator(BaseEstimator, ABC):
             that never moves is allowed and comes back as it is.
         y : None
             Ignored.
+        condition : DataFrame, Series or array (n,) or (n, c), optional
+            What is known about each row (a volatility, a regime): numbers are standardised, text, booleans and
+            categories are one-hot. Diffusion generators only.
 
         Returns
         -------
@@ -95,10 +101,10 @@ class ScenarioGenerator(BaseEstimator, ABC):
                 f"expected returns that vary, got the same row {len(X)} times: there is no law to learn"
             )
         self.n_samples_fit_ = len(X)
-        self._fit(X, self._seed(None, _FIT))
+        self._fit(X, self._seed(None, _FIT), **self._steering(condition=condition))
         return self
 
-    def sample(self, n_samples=1000, *, random_state=None):
+    def sample(self, n_samples=1000, *, random_state=None, condition=None, stress=None, guidance=None):
         """Draw scenarios, independent in time.
 
         Parameters
@@ -108,6 +114,13 @@ class ScenarioGenerator(BaseEstimator, ABC):
         random_state : None, int or RandomState
             None uses the estimator's own random_state, so that two calls give the same scenarios where that is
             an integer; pass another integer for others.
+        condition : number, str, mapping, array or DataFrame, optional
+            One condition for all scenarios or one row each; None draws from the unconditional law.
+        stress : mapping, optional
+            {asset: return}, {asset: (low, high)} or {asset: array of n_samples returns}: scenarios in which these
+            assets move so, the others as the model says. Diffusion generators only.
+        guidance : float, optional
+            Classifier-free weight on the condition; 0 is the conditional law, more exaggerates it.
 
         Returns
         -------
@@ -120,12 +133,23 @@ class ScenarioGenerator(BaseEstimator, ABC):
             raise ValueError(
                 f"expected n_samples to be a positive integer, got {n_samples!r}: try sample(1000)"
             )
-        rows = np.asarray(self._sample(int(n_samples), self._seed(random_state, _SAMPLE)), dtype=np.float64)
+        steering = self._steering(condition=condition, stress=stress, guidance=guidance)
+        rows = self._sample(int(n_samples), self._seed(random_state, _SAMPLE), **steering)
+        rows = np.asarray(rows, dtype=np.float64)
         if not hasattr(self, "feature_names_in_"):
             return rows
         return pd.DataFrame(
             rows, columns=self.feature_names_in_, index=pd.RangeIndex(len(rows), name="scenario")
         )
+
+    def _steering(self, **wanted) -> dict:
+        given = {name: value for name, value in wanted.items() if value is not None}
+        for name in given:
+            if name not in self._steered_by:
+                raise ValueError(
+                    f"expected no {name} for {type(self).__name__}, got one: it cannot be steered; use DDPMGenerator"
+                )
+        return given
 
     def _seed(self, random_state, purpose: int) -> int:
         random_state = self.random_state if random_state is None else random_state

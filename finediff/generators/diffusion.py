@@ -7,18 +7,22 @@ generator is the Gaussian with the panel's shrunk covariance, and what is learne
 
 from __future__ import annotations
 
+import json
 import numbers
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from finediff.diffusion.guide import ClassifierFreeGuidance, LinearStress
 from finediff.diffusion.objective import DenoisingScoreMatching, FlowMatching
 from finediff.diffusion.process import VP, Linear, Process
 from finediff.diffusion.sample import ProbabilityFlow, Sampler
 from finediff.diffusion.score import NetworkScore
 from finediff.diffusion.train import train
 from finediff.generators.base import ScenarioGenerator
+from finediff.generators.condition import ConditionEncoder
 from finediff.networks.mlp import MLP
 from finediff.panel import Standardizer
 
@@ -28,6 +32,8 @@ _LEAST_HELD_OUT = 20  # rows below which a held-out loss says nothing
 
 class DiffusionGenerator(ScenarioGenerator):
     """What `DDPMGenerator` and `FlowMatchingGenerator` share."""
+
+    _steered_by = ("condition", "stress", "guidance")
 
     def __init__(
         self,
@@ -62,8 +68,9 @@ class DiffusionGenerator(ScenarioGenerator):
         self.progress = progress
         self.random_state = random_state
 
-    def _fit(self, X: np.ndarray, seed: int) -> None:
+    def _fit(self, X: np.ndarray, seed: int, condition=None) -> None:
         self._check_arguments()
+        self.condition_ = None if condition is None else ConditionEncoder().fit(condition, len(X))
         self.scaler_ = Standardizer(whiten=True).fit(X)
         z = self.scaler_.transform(X)
         # A constant asset stays constant, whatever the network says of it.
@@ -76,6 +83,10 @@ class DiffusionGenerator(ScenarioGenerator):
         n_held_out = round(self.held_out * len(z))
         n_held_out = n_held_out if n_held_out >= _LEAST_HELD_OUT else 0
         held_out, rows = z[order[:n_held_out]].to(device), z[order[n_held_out:]].to(device)
+        known = [None, None]
+        if self.condition_ is not None:
+            encoded = torch.as_tensor(self.condition_.transform(condition, len(X)))
+            known = [encoded[order[:n_held_out]].to(device), encoded[order[n_held_out:]].to(device)]
         # Another seed than the first weights have, or the first noise would be equal to them.
         again = int(torch.randint(2**62, (), generator=on_cpu))
         generator = torch.Generator(device=device).manual_seed(again)
@@ -88,7 +99,9 @@ class DiffusionGenerator(ScenarioGenerator):
                 batch=self.batch_size,
                 learning_rate=self.learning_rate,
                 weight_decay=self.weight_decay,
+                condition=known[1],
                 held_out=held_out if n_held_out else None,
+                held_out_condition=known[0],
                 patience=self.patience,
                 checkpoint=self.checkpoint,
                 progress=self.progress,
@@ -113,21 +126,80 @@ class DiffusionGenerator(ScenarioGenerator):
                     f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
                 )
 
-    def _sample(self, n: int, seed: int) -> np.ndarray:
+    def _sample(self, n: int, seed: int, condition=None, stress=None, guidance=0.0) -> np.ndarray:
         model = self.score_model_
+        known = self._known(condition, n)
+        if guidance:
+            model = ClassifierFreeGuidance(model, guidance)
         generator = torch.Generator(device=model.device).manual_seed(seed)
         sampler = self._sampler()
+        constraint = self._constraint(stress, n)
         draws = np.empty((n, self.n_features_in_))
         for start in range(0, n, _CHUNK):
-            size = min(_CHUNK, n - start)
+            part = slice(start, min(start + _CHUNK, n))
+            steered = model
+            if constraint is not None:
+                A, low, high = (value.to(model.device) for value in constraint)
+                # The scaler whitens, so the covariance of its rows is the identity.
+                band = (low[part], high[part])
+                steered = LinearStress(model, A, band, covariance=torch.eye(A.shape[1], device=A.device))
             with _threads(self.width):
-                z = sampler(model, (size, self.n_features_in_), generator=generator)
-            draws[start : start + size] = self.scaler_.inverse_transform(z.cpu().double().numpy())
+                z = sampler(
+                    steered,
+                    (part.stop - part.start, self.n_features_in_),
+                    condition=None if known is None else known[part].to(model.device),
+                    generator=generator,
+                )
+            draws[part] = self.scaler_.inverse_transform(z.cpu().double().numpy())
         return draws
 
+    def _known(self, condition, n: int) -> torch.Tensor | None:
+        if condition is None:
+            return None
+        if self.condition_ is None:
+            raise ValueError(
+                "expected no condition, got one: the generator was fitted without; fit(X, condition=...)"
+            )
+        return torch.as_tensor(self.condition_.transform(condition, n))
+
+    def _constraint(self, stress, n: int):
+        """A z = b in scaled coordinates as (A (k, d), low (n, k), high (n, k)), from {asset: return or band}."""
+        if stress is None:
+            return None
+        if not isinstance(stress, Mapping) or not stress:
+            raise ValueError(
+                f"expected stress as a mapping of assets to returns, got {stress!r}: {{'SPY': -0.07}}"
+            )
+        names = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
+        rows, low, high = [], [], []
+        # x = mean + z M, so asset j is the constraint z M[:, j] = x_j - mean_j, in its own units of scale.
+        origin = self.scaler_.inverse_transform(np.zeros((1, self.n_features_in_)))[0]
+        M = self.scaler_.inverse_transform(np.eye(self.n_features_in_)) - origin
+        for asset, value in stress.items():
+            if asset not in names:
+                raise ValueError(
+                    f"expected an asset of the panel, got {asset!r}: it has {', '.join(map(str, names[:8]))}..."
+                )
+            j = names.index(asset)
+            size = np.linalg.norm(M[:, j])
+            ends = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
+            for end, side in zip(ends, (low, high)):
+                end = np.asarray(end, dtype=np.float64)
+                if end.shape not in ((), (n,)) or np.isnan(end).any():
+                    raise ValueError(
+                        f"expected one return, a pair or {n} returns for {asset!r}, got {value!r}"
+                    )
+                side.append((np.broadcast_to(end, n) - origin[j]) / size)
+            rows.append(M[:, j] / size)
+        as_tensor = lambda value: torch.as_tensor(np.array(value), dtype=torch.float32)  # noqa: E731
+        return as_tensor(rows), as_tensor(low).T.contiguous(), as_tensor(high).T.contiguous()
+
     def _build(self, n_features: int, generator: torch.Generator) -> NetworkScore:
-        network = MLP(n_features, self.width, self.depth, generator=generator)
-        return NetworkScore(network, self._process()).to(_device(self.device))
+        n_conditions = 0 if self.condition_ is None else self.condition_.size
+        network = MLP(n_features, self.width, self.depth, n_conditions=n_conditions, generator=generator)
+        model = NetworkScore(network, self._process()).to(_device(self.device))
+        model.score_valid = self._objective().score_valid
+        return model
 
     def _sampler(self):
         return ProbabilityFlow(steps=32) if self.sampler is None else self.sampler
@@ -139,13 +211,20 @@ class DiffusionGenerator(ScenarioGenerator):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         network = {f"network/{k}": v.cpu().numpy() for k, v in self.score_model_.state_dict().items()}
-        return network | {f"scaler/{k}": v for k, v in self.scaler_.to_dict().items()}
+        arrays = network | {f"scaler/{k}": v for k, v in self.scaler_.to_dict().items()}
+        if self.condition_ is not None:
+            arrays["condition"] = np.frombuffer(json.dumps(self.condition_.columns_).encode(), dtype=np.uint8)
+        return arrays
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
         def part(prefix: str) -> dict[str, np.ndarray]:
             return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
         self.scaler_ = Standardizer.from_dict(part("scaler/"))
+        self.condition_ = None
+        if "condition" in arrays:
+            self.condition_ = ConditionEncoder()
+            self.condition_.columns_ = json.loads(arrays["condition"].tobytes())
         try:
             _device(self.device)
         except ValueError:  # saved where there was another accelerator
@@ -190,6 +269,7 @@ class DDPMGenerator(DiffusionGenerator):
         In scaled coordinates: ``.process``, ``.denoise(z, t)``.
     scaler_ : Standardizer
         z = scaler_.transform(x), exactly invertible.
+    condition_ : ConditionEncoder or None
     history_ : History
         Losses; not saved.
 

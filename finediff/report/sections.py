@@ -1,0 +1,319 @@
+"""What each section of the report says: the sentence it opens with, its figures and their captions, its tables.
+
+Every section is a function of the study alone and returns (lead, blocks); `SECTIONS` has them in the page's order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+
+from finediff.report import figures
+from finediff.report.metrics import DOTS, JOINT, MARGINS, METRICS
+from finediff.report.tables import (
+    NONE,
+    cell,
+    day,
+    floor_table,
+    generator_table,
+    number,
+    per_cent,
+    span,
+    table,
+    words,
+)
+from finediff.validation import qq_data
+
+__all__ = ["SECTIONS"]
+
+
+def _figure(svg, title, look):
+    return {"kind": "figure", "svg": Markup(svg), "title": title, "look": look}
+
+
+def _prose(text):
+    return {"kind": "prose", "text": text}
+
+
+def _panel(study):
+    assets = ", ".join(map(str, study.returns.columns))
+    blocks = [_prose(f"Assets, in the order of the panel: {assets}.")]
+    if study.findings:
+        rows = [
+            [
+                words(finding.severity.capitalize()),
+                words(NONE if finding.column is None else finding.column),
+                words(NONE if finding.date is None else day(finding.date)),
+                words(f"{finding.message} {finding.remedy}"),
+            ]
+            for finding in study.findings
+        ]
+        title = "What the checks found. An error makes a fitted model wrong; a warning is to be judged by a person."
+        blocks.append(table(title, ["Severity", "Asset", "First date", "Finding and remedy"], rows))
+    else:
+        blocks.append(_prose("The checks for missing, stale, misdated and mistyped values found nothing."))
+    lead = f"{len(study.returns):,} rows of simple returns, {span(study.returns)}. All that follows rests on them."
+    return lead, blocks
+
+
+def _training(study):
+    seen = {name: history for name, history in study.histories.items() if len(history.step)}
+    if not seen:
+        return (
+            f"{study.generator_name} is estimated in one step: there is no iterative training and no loss curve.",
+            [],
+        )
+    lead = (
+        "A diffusion model learns to take added noise out of real rows again. The loss on rows kept aside shows "
+        "how long it still learned something general, and where it would have begun to copy."
+    )
+    reasons = {
+        "early": "stopped when the held-out loss no longer improved",
+        "budget": "used all its steps",
+    }
+    ends = "; ".join(
+        f"{name}: step {h.best_step:,} of {h.step[-1]:,} kept, {reasons.get(h.stopped, 'unfinished')}"
+        for name, h in seen.items()
+    )
+    look = (
+        "Look for a solid line (rows kept aside) that falls and levels off. If it turns upwards, the weights "
+        f"kept, at the dot, should lie before the turn. {ends}."
+    )
+    return lead, [_figure(figures.loss_curves(seen), "Loss during training.", look)]
+
+
+def _fit(study):
+    lead = (
+        "Does a single number drawn from the scenarios, an asset's return or a portfolio's, behave like one from "
+        "rows that the generator never saw?"
+    )
+    portfolio = {name: split.qq for name, split in study.splits.items()}
+    both = qq_data(study.held_out, study.scenarios, assets="all", n_points=100)
+    which = "each asset"
+    if study.returns.shape[1] > 24:
+        which = "the 24 assets with the most quantiles outside their band"
+    blocks = []
+    if portfolio:
+        blocks.append(
+            _figure(
+                figures.qq_portfolio(portfolio),
+                "Quantiles of the equal-weighted portfolio.",
+                "Look for points inside the grey band, at the ends above all: points below the line on the left are "
+                "losses that the scenarios make too large, points above it are losses made too small.",
+            )
+        )
+    blocks += [
+        _figure(
+            figures.tail_survival(study.train, study.held_out, study.scenarios),
+            "How often a loss is exceeded, equal-weighted portfolio, logarithmic scale.",
+            "Look for the blue line inside the grey band of the held-out rows; a line below it understates large "
+            "losses. The Gaussian shows what thin tails would look like. Each curve ends at its worst period.",
+        ),
+        _figure(
+            figures.qq_assets(both),
+            f"Quantiles of {which}, scenarios (upwards) against held-out rows.",
+            "Look for a blue line that stays within the grey band; the number is the share of the quantiles that do.",
+        ),
+        *floor_table(study, MARGINS, "Single returns and portfolio returns"),
+    ]
+    return lead, blocks
+
+
+def _dependence(study):
+    lead = "Diversification rests on how assets move together, in ordinary periods and in bad ones."
+    numbers = floor_table(study, JOINT, "Dependence, and nearness to the training rows")
+    if study.returns.shape[1] < 2:
+        return "The panel has one asset: there is no dependence between assets to compare.", numbers
+    figure = _figure(
+        figures.correlation_maps(study.held_out, study.scenarios),
+        "Correlations, blue positive and orange negative; assets that move together stand side by side.",
+        "Look for the same blocks in the first two maps and for a third map without structure: a coloured row is one "
+        "asset whose ties are wrong, a coloured block a sector. Mind the third map's own scale."
+        + _order_words(study),
+    )
+    return lead, [figure, *numbers]
+
+
+def _order_words(study):
+    names = list(map(str, study.held_out.columns))
+    if len(names) <= 30:
+        return ""
+    order = figures.asset_order(np.corrcoef(study.held_out.to_numpy(float).T))
+    return " From top to bottom: " + ", ".join(names[i] for i in order) + "."
+
+
+def _covariance(study):
+    lead = (
+        "A covariance from few rows is partly noise, and an optimiser seeks that noise out. Cleaning keeps what "
+        "exceeds the range that noise alone would produce."
+    )
+    found = study.covariance_table
+    shown = {
+        "condition number": ("Condition number", 1),
+        "error to held-out (%)": ("Error to held-out, %", 1),
+        "held-out volatility of its minimum-variance portfolio (%)": (
+            "Held-out volatility of its minimum-variance portfolio, %",
+            2,
+        ),
+        "factors": ("Factors above noise", 0),
+    }
+    rows = [
+        [words(name), *(number(row[column], digits) for column, (_, digits) in shown.items())]
+        for name, row in zip(found.index, found.to_dict("records"))
+    ]
+    blocks = []
+    if study.returns.shape[1] > 1:
+        blocks += [
+            _figure(
+                figures.eigenvalue_spectrum(study.train, study.scenarios, study.n_train),
+                "Eigenvalues of the correlation matrix: training rows, scenarios, and both by rank. "
+                "Logarithmic scales.",
+                "Each eigenvalue is the variance of one independent pattern. Look for the same large values, right of "
+                "the dashed edge, in both panels: they are the factors. Values under the orange shape are what "
+                f"{study.n_train:,} rows of pure noise would give.",
+            ),
+            _figure(
+                figures.condition_numbers(found),
+                "Condition number (largest over smallest eigenvalue), and what it must be read with.",
+                "A small condition number makes stable portfolios, but is an improvement only if the error to the "
+                "held-out covariance and the held-out volatility do not rise with it. The third scale does not start "
+                "at zero.",
+            ),
+        ]
+    note = "Volatility is annual. "
+    if "held-out rows" in found.index:
+        note += "held-out rows: the covariance of the very rows that the others are judged on, a reference that no "
+        note += "estimate can reach."
+    columns = ["Covariance", *(label for label, _ in shown.values())]
+    blocks.append(table("The covariances.", columns, rows, note))
+    return lead, blocks
+
+
+def _portfolio(study):
+    if not study.allocations:
+        return "No portfolio was asked for.", []
+    lead = (
+        "What an optimiser holds when it is given the numbers above. Returns and volatilities are per period."
+    )
+    if "maximum Sharpe" not in study.allocations:
+        lead += " No portfolio that is allowed earns anything, so none has a maximum Sharpe ratio."
+    assets = study.returns.columns
+    # A Series is matched by name, an array by place.
+    weights = pd.DataFrame({name: pd.Series(a.weights, assets) for name, a in study.allocations.items()})
+    weights = weights.fillna(0.0)
+    rows = []
+    for name, allocation in study.allocations.items():
+        w = weights[name].to_numpy()
+        rows.append(
+            [
+                words(name),
+                per_cent(allocation.volatility, 3),
+                per_cent(allocation.expected_return, 3),
+                cell(f"{(np.abs(w) > 5e-4).sum():,}"),
+                number(1 / (w**2).sum(), 1),
+                words(assets[int(w.argmax())]),
+                per_cent(w.max(), 1),
+                per_cent(min(w.min(), 0.0), 1),
+                words(allocation.status),
+            ]
+        )
+    columns = ["Portfolio", "Volatility, %", "Expected return, %", "Assets held",
+               ("Effective number", "1 over the sum of squared weights: as diversified as this many equal holdings"),
+               "Largest holding", "Its weight, %", "Shortest, %", "Solver"]  # fmt: skip
+    shown = "" if len(assets) <= 40 else " The 40 assets with the largest weights are shown."
+    figure = _figure(
+        figures.portfolio_weights(weights),
+        "Weights; long positions blue, short positions orange.",
+        "Look for a few holdings that carry everything, and for assets that one portfolio wants and the next does "
+        "not: such weights follow the estimate, not the market." + shown,
+    )
+    note = "Effective number: 1 over the sum of squared weights, as diversified as this many equal holdings. "
+    note += (
+        "Volatility and expected return are those that the optimiser was told, not those of held-out rows."
+    )
+    return lead, [figure, table("The portfolios.", columns, rows, note)]
+
+
+def _tail(study):
+    lead = "Losses are positive numbers, per period. Real numbers are measured on the held-out rows."
+    if not len(study.tail):
+        return "There are too few held-out rows to measure a tail.", []
+    rows = []
+    for (name, level), row in zip(study.tail.index, study.tail.to_dict("records")):
+        cells = [words(name), f"{100 * level:g} %"]
+        for short in ("VaR", "ES"):
+            gap = (row[f"{short} scenarios"] - row[f"{short} real"]) / (row[f"{short} real s.e."] or math.nan)
+            cells += [
+                per_cent(row[f"{short} real"]),
+                "± " + per_cent(row[f"{short} real s.e."]),
+                per_cent(row[f"{short} scenarios"]),
+                cell(("+" if gap > 0 else "") + number(gap, 1), mark=abs(gap) <= 1.96),
+            ]
+        rows.append(cells)
+    columns = ["Portfolio", "Level"]
+    for short in ("VaR", "ES"):
+        columns += [f"{short} held-out, %", "s.e.", f"{short} scenarios, %", "Gap in s.e."]
+    figure = _figure(
+        figures.tail_risk(study.tail),
+        "Value at risk and expected shortfall, held-out rows and scenarios.",
+        "Look for diamonds inside the bars. An orange diamond left of its bar means that the scenarios understate "
+        "the risk; right of it, that they are more cautious than the held-out rows.",
+    )
+    note = "✓ within 1.96 standard errors. The standard errors hold for independent rows; volatility that clusters "
+    note += "makes the true ones larger. Negative gap: the scenarios show less risk."
+    return lead, [figure, table("Tail risk.", columns, rows, note)]
+
+
+def _generators(study):
+    lead = (
+        f"{study.generator_name} beside simpler rivals, and beside the floor: training rows put in the place of "
+        "scenarios, which is as close as real rows come to real rows."
+    )
+    if not study.splits:
+        return lead, []
+    distances = {name: _in_floors(split) for name, split in study.splits.items()}
+    distances = {name: frame for name, frame in distances.items() if frame.notna().any(axis=None)}
+    blocks = []
+    if distances:
+        known = pd.concat(distances).notna().any()
+        blocks.append(
+            _figure(
+                figures.generator_comparison(
+                    {name: frame.loc[:, known] for name, frame in distances.items()}
+                ),
+                "How far each generator is from the held-out rows, five measures.",
+                "Look for dots in the shaded strip: there, scenarios are no further from the held-out rows than real "
+                "rows are. On the chronological split real rows differ too, as markets change, and the strip is wider "
+                "by as much.",
+            )
+        )
+    blocks += [generator_table(name, split) for name, split in study.splits.items()]
+    used = {key for split in study.splits.values() for key in split.table.columns if key in METRICS}
+    rows = [[words(metric.label), words(metric.meaning)] for key, metric in METRICS.items() if key in used]
+    return lead, [*blocks, table("What the columns say.", ["Column", "Meaning"], rows)]
+
+
+def _in_floors(split):
+    """Distances from the ideal in units of the bound's distance; NaN where that is zero or unknown."""
+    columns = {}
+    for key in DOTS:
+        metric = METRICS[key]
+        unit = metric.distance(split.report.table.at[key, "floor_high"])
+        far = split.table[key].map(metric.distance)
+        columns[metric.label] = far / unit if unit > 0 else far * math.nan
+    return pd.DataFrame(columns)
+
+
+SECTIONS = {
+    "panel": ("The panel", _panel),
+    "training": ("Training", _training),
+    "fit": ("Returns of assets and portfolios", _fit),
+    "dependence": ("Dependence between assets", _dependence),
+    "covariance": ("Covariance", _covariance),
+    "portfolio": ("Portfolios", _portfolio),
+    "tail risk": ("Tail risk", _tail),
+    "generators": ("Comparison of generators", _generators),
+}
