@@ -36,7 +36,9 @@ prices = load_prices(source, start=start)
 returns = to_returns(prices)
 for finding in check_panel(returns):
     print(finding)
-print(f"{returns.shape[0]} days, {returns.shape[1]} assets, {returns.index[0]:%Y-%m-%d} to {returns.index[-1]:%Y-%m-%d}")
+print(
+    f"{returns.shape[0]} days, {returns.shape[1]} assets, {returns.index[0]:%Y-%m-%d} to {returns.index[-1]:%Y-%m-%d}"
+)
 
 # %% [markdown]
 # ## Fit on some days, sample as many as you like
@@ -72,7 +74,9 @@ from finediff.covariance import ScenarioCovariance
 from finediff.portfolio import LongOnly, MaximumWeight, MinimumVariance
 from finediff.risk import tail_risk_table
 
-covariance = ScenarioCovariance(generator, prefit=True, n_scenarios=5000, random_state=seed).fit(train).covariance_
+covariance = (
+    ScenarioCovariance(generator, prefit=True, n_scenarios=5000, random_state=seed).fit(train).covariance_
+)
 weights = MinimumVariance([LongOnly(), MaximumWeight(0.2)]).solve(covariance=covariance).weights
 tail_risk_table(held_out, scenarios, {"minimum variance": weights}).round(4)
 
@@ -81,8 +85,8 @@ tail_risk_table(held_out, scenarios, {"minimum variance": weights}).round(4)
 
 # %%
 from finediff.generators import BootstrapGenerator, GaussianGenerator, StudentTGenerator
-from finediff.provenance import manifest, whole_file
-from finediff.report.render import render
+from finediff.provenance import manifest
+from finediff.report.render import write_report
 from finediff.report.study import study
 
 result = study(
@@ -96,9 +100,10 @@ result = study(
     title="First report",
     random_state=seed,
     n_jobs=1,
-    manifest=manifest(command="notebook", configuration={"start": start, "steps": steps}, seed=seed, data=returns),
+    manifest=manifest(
+        command="notebook", configuration={"start": start, "steps": steps}, seed=seed, data=returns
+    ),
 )
-with whole_file(Path(out) / "report.html") as partial:
-    partial.write_text(render(result), encoding="utf-8")
+write_report(result, Path(out) / "report.html")
 for section, verdict in result.verdicts.items():
     print(f"{section:12} {verdict.status:5} {verdict.text}")

@@ -123,7 +123,6 @@ BAD = [
 def test_bad_steering_is_refused(fitted, steering, said):
     with pytest.raises(ValueError, match=re.escape(said)):
         fitted.sample(5, **steering)
-    assert said in str(refused.value)
 
 
 def test_what_cannot_be_steered_says_so():
