@@ -502,6 +502,14 @@ def test_guides_are_differentiable(guide, generator, device):
     assert not guided.denoise(x.detach(), 0.4).requires_grad
 
 
+@pytest.mark.parametrize("b", [[0.5], ([0.2], [0.6])], ids=["fixed", "band"])
+def test_a_stressed_mixture_is_differentiable(b, generator):
+    """There Tweedie's covariance depends on x too, and has a derivative of its own."""
+    guide = LinearStress(Labelled(VP()), [1.0, -1.0], b)
+    x = torch.randn(3, 2, dtype=torch.float64, generator=generator).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: guide.denoise(x, 0.4), x)
+
+
 @every_guide
 def test_validity_of_the_score_passes_through(guide):
     model = gaussian(VP())

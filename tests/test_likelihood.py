@@ -60,13 +60,15 @@ class Shifted(ScoreModel):
 
 
 @every_process
-@pytest.mark.parametrize("law", [gaussian, mixture])
-def test_densities_are_the_exact_ones(process, law, generator, device):
+@pytest.mark.parametrize(
+    ("law", "tolerance"), [(gaussian, 3e-5), (mixture, 1e-3)], ids=["gaussian", "mixture"]
+)
+def test_densities_are_the_exact_ones(process, law, tolerance, generator, device):
     """Mean error below 1e-3 nats; what remains is the noise at the clean end, 5e-5 of a unit's variance."""
     model = law(process, device=device)
     x = model.sample(1000, generator)
-    error = log_prob(model, x, steps=30) - model.log_prob(x)
-    assert abs(float(error.mean())) < 1e-3
+    error = log_prob(model, x, steps=40) - model.log_prob(x)
+    assert abs(float(error.mean())) < tolerance
     assert float(error.abs().max()) < 1e-2
 
 

@@ -5,14 +5,16 @@
 
 so an eps-, v- or velocity-regression is a choice of w(t): denoising score matching and flow matching are one
 objective. The likelihood weighting g^2 |score error|^2 = g^2 alpha^2/sigma^4 |x0 error|^2 is the eps-loss uniform
-in log-SNR. Times are drawn by stratified uniforms (u + i/batch mod 1), which costs nothing and cuts variance.
+in log-SNR. Without a target, and with the exact score s* where it is known:
+
+    E sigma^2 |s + eps/sigma|^2 = E sigma^2 |s - s*|^2 + const = 2 E sigma^2 (1/2 |s|^2 + div s) + const'
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +23,6 @@ from finediff.diffusion.process import Process, expand
 from finediff.diffusion.score import ScoreModel
 
 Weighting = Literal["x0", "eps", "v", "velocity", "likelihood", "min_snr"]
-WEIGHTINGS = ("x0", "eps", "v", "velocity", "likelihood", "min_snr")
 MIN_SNR = 5.0  # the cap of Hang et al. 2023 (arXiv 2303.09556)
 
 
@@ -41,7 +42,7 @@ def weight(process: Process, t: Tensor, weighting: Weighting) -> Tensor:
         return process.drift_diffusion(t)[1] * alpha**2 / sigma**4
     if weighting == "min_snr":
         return torch.clamp((alpha / sigma) ** 2, max=MIN_SNR)
-    raise ValueError(f"expected a weighting among {WEIGHTINGS}, got {weighting!r}")
+    raise ValueError(f"expected a weighting among {get_args(Weighting)}, got {weighting!r}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Times:
         Uniform in log-SNR over the process's range (the law of the likelihood), uniform in t on [t_min, 1], or
         with density proportional to 1/sigma^2 there (to be used with a weighting that leaves 1/sigma^2 out).
     stratified : bool
-        One draw in each of ``batch`` equal cells instead of independent draws.
+        One draw in each of ``batch`` equal cells, u + i/batch mod 1: it costs nothing and cuts variance.
     """
 
     law: str = "log_snr"
@@ -97,21 +98,32 @@ def quantile_table(process: Process, law: str, size: int = 2049) -> Tensor:
     raise ValueError(f"expected a law of times 'log_snr', 'uniform' or 'importance', got {law!r}")
 
 
+def _draw(times: Times, model: ScoreModel, x: Tensor, generator) -> tuple[Tensor, Tensor]:
+    """Times (batch,) and noise (batch, d) for rows x."""
+    t = times(model.process, len(x), device=x.device, generator=generator)
+    return t, torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
 @dataclass(frozen=True)
 class DenoisingScoreMatching:
     """E w(t) |x0_hat(x_t, t) - x_0|^2 / d (Vincent 2011; Ho et al. 2020; Song et al. 2021).
 
     Parameters
     ----------
-    weighting : {"v", "eps", "x0", "velocity", "likelihood"}
+    weighting : {"eps", "v", "x0", "velocity", "likelihood", "min_snr"}
         "eps" is L_simple; "likelihood" is g^2 on the score, the likelihood's where times are uniform in t (where
-        they are uniform in log-SNR, "eps" is).
+        they are uniform in log-SNR, "eps" is); "min_snr" is min(SNR, 5) on x0.
     times : Times
     antithetic : bool
         Use every noise with both signs: twice the rows a step, and a regression target of much smaller variance
         (where the law is close to symmetric the two errors largely cancel).
     condition_dropout : float
         Share of rows whose condition is withheld (NaN), so that one model also learns the unconditional law.
+
+    Attributes
+    ----------
+    score_valid : bool
+        Is -eps_hat/sigma of a model trained so the score?
     """
 
     weighting: Weighting = "eps"
@@ -119,42 +131,33 @@ class DenoisingScoreMatching:
     antithetic: bool = False
     condition_dropout: float = 0.1
 
-    @property
-    def score_valid(self) -> bool:
-        """Is -eps_hat/sigma of a model trained so the score?"""
-        return True
+    score_valid = True
 
     def __call__(
-        self,
-        model: ScoreModel,
-        x: Tensor,
-        condition: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
     ) -> Tensor:
         """Loss of a batch of rows x (batch, d), a scalar."""
         return self.losses(model, x, condition, generator).mean()
 
-    def losses(
-        self,
-        model: ScoreModel,
-        x: Tensor,
-        condition: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def losses(self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None) -> Tensor:
         """Loss per row, (batch,) or (2 batch,) where antithetic, with a fresh time and noise for each."""
-        t = self.times(model.process, len(x), device=x.device, generator=generator)
-        noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        x0, noise = self.pair(x, noise, condition)
-        condition = _withhold(condition, self.condition_dropout, generator)
+        t, noise = _draw(self.times, model, x, generator)
+        told = condition
+        if condition is not None and self.condition_dropout:
+            share = torch.rand(len(condition), 1, device=condition.device, generator=generator)
+            told = condition.masked_fill(share < self.condition_dropout, torch.nan)
         if self.antithetic:
-            t, x0, noise = t.repeat(2), x0.repeat(2, 1), torch.cat([noise, -noise])
-            condition = None if condition is None else condition.repeat(2, 1)
-        error = model.denoise(model.process.perturb(x0, t, noise), t, condition) - x0
+            # Each sign is paired by itself: the negative of an optimal pairing is the worst one.
+            noise = torch.cat([self.pair(x, noise, condition), self.pair(x, -noise, condition)])
+            t, x, told = t.repeat(2), x.repeat(2, 1), None if told is None else told.repeat(2, 1)
+        else:
+            noise = self.pair(x, noise, condition)
+        error = model.denoise(model.process.perturb(x, t, noise), t, told) - x
         return expand(weight(model.process, t, self.weighting), error[:, 0]) * error.square().mean(1)
 
-    def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Which noise goes with which row; independent pairs here."""
-        return x, noise
+    def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The noise (batch, d) in the order in which it meets the rows x; independent of them here."""
+        return noise
 
 
 @dataclass(frozen=True)
@@ -180,26 +183,32 @@ class FlowMatching(DenoisingScoreMatching):
     def score_valid(self) -> bool:
         return self.pairing == "independent"
 
-    def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+    def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         if self.pairing == "independent":
-            return x, noise
+            return noise
         if self.pairing != "optimal_transport":
             raise ValueError(f"expected pairing 'independent' or 'optimal_transport', got {self.pairing!r}")
         if condition is None:
-            return x, noise[_transport(x, noise)]
-        _, group = torch.unique(condition, dim=0, return_inverse=True)
+            return _transport(x, noise)
+        _, group, size = torch.unique(condition, dim=0, return_inverse=True, return_counts=True)
         matched = noise.clone()
-        for g in range(int(group.max()) + 1):
-            rows = (group == g).nonzero()[:, 0]
-            matched[rows] = noise[rows[_transport(x[rows], noise[rows])]]
-        return x, matched
+        for g in (size > 1).nonzero():
+            rows = group == g
+            matched[rows] = _transport(x[rows], noise[rows])
+        return matched
+
+
+def _transport(x: Tensor, noise: Tensor) -> Tensor:
+    """The rows of noise in the order that minimises sum |x_i - noise_i|^2, so maximises sum x_i . noise_i."""
+    from scipy.optimize import linear_sum_assignment
+
+    _, order = linear_sum_assignment((x @ noise.T).cpu().numpy(), maximize=True)
+    return noise[torch.as_tensor(order, device=x.device)]
 
 
 @dataclass(frozen=True)
 class ImplicitScoreMatching:
-    """E sigma^2 ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005): denoising score matching without a target.
-
-    2 ISM + const = denoising score matching, so the gradients agree in expectation.
+    """E sigma^2 ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005).
 
     Parameters
     ----------
@@ -211,52 +220,53 @@ class ImplicitScoreMatching:
     probes: int | None = None
     times: Times = Times()
 
+    score_valid = True
+    variance_reduced = True
+
     def __call__(
         self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
     ) -> Tensor:
         """Loss of a batch of rows x (batch, d), a scalar; weight sigma^2 (that of L_simple)."""
-        t, x_t = _noisy(self.times, model.process, x, generator)
+        if self.probes is not None and self.probes < 1:
+            raise ValueError(
+                f"expected at least 1 probe, got {self.probes}: ImplicitScoreMatching() needs none"
+            )
+        t, noise = _draw(self.times, model, x, generator)
+        if self.probes is None:
+            directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None].expand(-1, *x.shape)
+        else:
+            shape = (self.probes, *x.shape)
+            directions = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator).sign()
         with torch.enable_grad():
-            x_t = x_t.requires_grad_(True)
+            x_t = model.process.perturb(x, t, noise).detach().requires_grad_(True)
             score = model.score(x_t, t, condition)
-            total = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-            for v in _probes(x_t, self.probes, generator):
-                total = total + (torch.autograd.grad(score, x_t, v, create_graph=True)[0] * v).sum(1)
-            loss = 0.5 * score.square().sum(1) + total / (self.probes or 1)
+            total = torch.zeros_like(x[:, 0])
+            for v in directions:
+                (row,) = torch.autograd.grad(score, x_t, v, create_graph=True, materialize_grads=True)
+                total = total + (row * v).sum(1)
+                if not self.variance_reduced:
+                    total = total + 0.5 * (score * v).sum(1).square()
+            loss = total / (self.probes or 1)
+            if self.variance_reduced:
+                loss = loss + 0.5 * score.square().sum(1)
         return (expand(model.process.sigma(t) ** 2, loss) * loss).mean() / x.shape[1]
 
 
 @dataclass(frozen=True)
-class SlicedScoreMatching:
-    """E sigma^2 ( 1/2 (v's)^2 + v' (ds/dx) v ) with random v, E vv' = I (Song et al. 2019, arXiv 1905.07088).
+class SlicedScoreMatching(ImplicitScoreMatching):
+    """E sigma^2 ( 1/2 (v's)^2 + v' (ds/dx) v ) / d, random signs v (Song et al. 2019, arXiv 1905.07088).
 
     Parameters
     ----------
     probes : int
-        Directions a row.
-    variance_reduced : bool
-        Use |s|^2 for (v's)^2, its mean.
+        Directions a row; None takes the axes, which is the implicit loss.
     times : Times
+    variance_reduced : bool
+        Use |s|^2 for (v's)^2, its mean: the implicit loss with Hutchinson's divergence.
     """
 
-    probes: int = 1
+    probes: int | None = 1
     variance_reduced: bool = True
-    times: Times = Times()
-
-    def __call__(
-        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
-    ) -> Tensor:
-        """Loss of a batch of rows x (batch, d), a scalar."""
-        t, x_t = _noisy(self.times, model.process, x, generator)
-        with torch.enable_grad():
-            x_t = x_t.requires_grad_(True)
-            score = model.score(x_t, t, condition)
-            loss = 0.5 * score.square().sum(1) if self.variance_reduced else torch.zeros_like(x[:, 0])
-            for v in _probes(x_t, self.probes, generator):
-                along = (torch.autograd.grad(score, x_t, v, create_graph=True)[0] * v).sum(1)
-                size = 0 if self.variance_reduced else 0.5 * (score * v).sum(1).square()
-                loss = loss + (along + size) / self.probes
-        return (expand(model.process.sigma(t) ** 2, loss) * loss).mean() / x.shape[1]
 
 
 @dataclass(frozen=True)
@@ -266,48 +276,21 @@ class ExplicitScoreMatching:
     Parameters
     ----------
     oracle : ScoreModel
-        The exact score, for example one of `finediff.diffusion.exact`.
+        The exact score, for example one of `finediff.diffusion.exact`; the rows x are of its law.
     times : Times
     """
 
     oracle: ScoreModel
     times: Times = Times()
 
+    score_valid = True
+
     def __call__(
         self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
     ) -> Tensor:
-        """Loss of a batch of rows x (batch, d) of the oracle's law, a scalar."""
-        t, x_t = _noisy(self.times, model.process, x, generator)
+        """Loss of a batch of rows x (batch, d), a scalar."""
+        t, noise = _draw(self.times, model, x, generator)
+        x_t = model.process.perturb(x, t, noise)
         with torch.no_grad():
-            wanted = self.oracle.noise(x_t, t)
+            wanted = self.oracle.noise(x_t, t, condition)
         return (model.noise(x_t, t, condition) - wanted).square().mean()
-
-
-def _noisy(times: Times, process: Process, x: Tensor, generator) -> tuple[Tensor, Tensor]:
-    t = times(process, len(x), device=x.device, generator=generator)
-    noise = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-    return t, process.perturb(x, t, noise)
-
-
-def _probes(x: Tensor, count: int | None, generator):
-    """Directions v of v' (ds/dx) v: the axes for the exact trace, random signs otherwise."""
-    if count is None:
-        yield from (row.expand_as(x) for row in torch.eye(x.shape[1], dtype=x.dtype, device=x.device))
-    else:
-        for _ in range(count):
-            yield torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator).sign()
-
-
-def _withhold(condition: Tensor | None, share: float, generator) -> Tensor | None:
-    if condition is None or share == 0:
-        return condition
-    dropped = torch.rand(len(condition), device=condition.device, generator=generator) < share
-    return torch.where(dropped[:, None], torch.full_like(condition, torch.nan), condition)
-
-
-def _transport(x: Tensor, noise: Tensor) -> Tensor:
-    """The permutation of noise that minimises sum |x_i - noise_p(i)|^2 (scipy's assignment, on the CPU)."""
-    from scipy.optimize import linear_sum_assignment
-
-    _, order = linear_sum_assignment(torch.cdist(x, noise).square().cpu().numpy())
-    return torch.as_tensor(order, device=x.device)
