@@ -119,11 +119,6 @@ class DenoisingScoreMatching:
         (where the law is close to symmetric the two errors largely cancel).
     condition_dropout : float
         Share of rows whose condition is withheld (NaN), so that one model also learns the unconditional law.
-
-    Attributes
-    ----------
-    score_valid : bool
-        Is -eps_hat/sigma of a model trained so the score?
     """
 
     weighting: Weighting = "eps"
@@ -131,7 +126,7 @@ class DenoisingScoreMatching:
     antithetic: bool = False
     condition_dropout: float = 0.1
 
-    score_valid = True
+    score_valid = True  # is -eps_hat/sigma of a model trained so the score?
 
     def __call__(
         self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
