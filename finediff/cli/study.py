@@ -143,6 +143,9 @@ def run_study(returns, out, command, title, model, seed, device, steps, jobs, co
         )
         (partial / "report.html").write_text(render(result), encoding="utf-8")
         (partial / "manifest.json").write_text(json.dumps(about, indent=2) + "\n")
+    say("")
+    for section, verdict in result.verdicts.items():
+        say(f"{section:11} {verdict.status:5} {verdict.text}")
     return out / "report.html"
 
 
