@@ -414,7 +414,10 @@ def test_no_bar_goes_on_drawing_after_an_error():
     with pytest.raises(KeyboardInterrupt) as kept:
         short(small_model(), progress=True, callbacks=[interrupt])
     assert kept.value.__traceback__ is not None
-    assert not [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    drawing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
+    for thread in drawing:
+        thread.join(10)  # told to stop, it may be in the middle of a line
+    assert not any(thread.is_alive() for thread in drawing)
 
 
 # ------------------------------------------------------------------ the schedule
