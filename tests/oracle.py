@@ -30,6 +30,7 @@ from finediff.diffusion.sample import (
     EulerMaruyama,
     PredictorCorrector,
     ProbabilityFlow,
+    Resampled,
     Sampler,
 )
 from finediff.diffusion.score import ScoreModel
@@ -65,6 +66,7 @@ SAMPLERS: dict[str, Case] = {
     "DDIM(.5)": Case(DDIM(1000, eta=0.5), 1),
     "DDPM": Case(DDPM(1000), 1),
     "DDPM(beta)": Case(DDPM(1000, variance="beta"), 1),
+    "Resampled": Case(Resampled(500, repeats=2), None),
     "Euler": Case(ProbabilityFlow(512, method="euler"), 1),
     "Heun": Case(ProbabilityFlow(64, method="heun"), 2),
     "RK4": Case(ProbabilityFlow(24, method="rk4"), 4),

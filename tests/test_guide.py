@@ -21,7 +21,7 @@ from finediff.diffusion.guide import (
 )
 from finediff.diffusion.likelihood import log_prob
 from finediff.diffusion.process import VP, Linear
-from finediff.diffusion.sample import DDIM, DPMSolver, ProbabilityFlow
+from finediff.diffusion.sample import DDIM, DPMSolver, ProbabilityFlow, Resampled
 from finediff.diffusion.score import ScoreModel
 
 INF = math.inf
@@ -344,6 +344,20 @@ def test_inpainting_takes_values_row_by_row_and_refuses_other_shapes(generator):
     assert torch.equal(found[:, 1::2], model.denoise(x, 0.5)[:, 1::2])
     with pytest.raises(ValueError, match="expected known of shape"):
         Inpainting(model, [True, False, True, False], [1.0, 2.0])
+
+
+def test_resampling_mends_most_of_the_bias_of_replacement(generator):
+    """Correlation .8, x1 = 1.5, so E[x2] = 1.2: one pass of 100 steps says about .7, ten passes a step about 1.1."""
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+    model = GaussianScore(torch.zeros(2, dtype=torch.float64), covariance, VP())
+    guide = Inpainting(model, [True, False], [1.5, 0.0])
+    means = [
+        float(Resampled(100, repeats=repeats)(guide, (4000, 2), generator=generator)[:, 1].mean())
+        for repeats in (1, 10)
+    ]
+    standard_error = 0.6 / 4000**0.5
+    assert means[0] < 1.2 - 20 * standard_error
+    assert abs(means[1] - 1.2) < 0.35 * abs(means[0] - 1.2)
 
 
 # ------------------------------------------------------------------ classifier-free guidance

@@ -93,7 +93,7 @@ def test_likelihood_weight_is_the_noise_loss_uniform_in_log_snr(process, device)
 @every_process
 def test_min_snr_is_the_signal_to_noise_ratio_up_to_5(process, device):
     """min(SNR, 5) on x0 (Hang et al. 2023), with the noise weighting below the cap and x0's above it."""
-    t = TIMES.to(device)
+    t = process.time(torch.linspace(-8, 8, 33)).to(device)
     snr = process.log_snr(t).exp()
     torch.testing.assert_close(weight(process, t, "min_snr"), snr.clamp(max=5), rtol=1e-12, atol=0)
     assert (snr > 5).any()
@@ -203,7 +203,7 @@ def test_importance_times_estimate_what_the_weight_1_over_sigma_squared_does(pro
     share = total / (1 - float(process.time(process.log_snr_range()[1])))
     drawn = share * DenoisingScoreMatching("x0", importance).losses(model, x, generator=generator)
     error = math.sqrt(float(weighted.var() + drawn.var()) / n)
-    assert error < 0.05 * float(drawn.mean())
+    assert error < 0.15 * float(drawn.mean())
     assert abs(float(weighted.mean() - drawn.mean())) < 4 * error
 
 
@@ -448,12 +448,13 @@ class Learnable(ScoreModel):
         self.process = process
         self.shift = nn.Parameter(torch.tensor([1.2, -0.8], dtype=torch.float64))
         self.log_scale = nn.Parameter(torch.tensor([1.0, -1.0], dtype=torch.float64))
-        self.bend = nn.Parameter(torch.tensor([[0.6, 0.9], [-0.7, 0.5]], dtype=torch.float64))
+        self.bend = nn.Parameter(torch.tensor([1.0, -0.8], dtype=torch.float64))
+        self.register_buffer("mixing", torch.tensor([[0.6, 0.9], [-0.7, 0.5]], dtype=torch.float64))
 
     def score(self, x, t, condition=None):
         alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
         normal = -(x - alpha * self.shift) / (alpha**2 * self.log_scale.exp() + sigma**2)
-        return normal + alpha * torch.sin(x @ self.bend)
+        return normal + alpha * self.bend * torch.sin(x @ self.mixing)
 
     def denoise(self, x, t, condition=None):
         return to_denoised(self.score(x, t), x, t, self.process, "score")
@@ -494,7 +495,7 @@ def test_all_score_matching_losses_have_one_gradient(process, device, generator)
         return values.mean(0) / (values.std(0) / batches**0.5)
 
     reference = found[:, 0]
-    assert (z(reference).abs() > 10).all()
+    assert (z(reference).abs() > 8).all()
     for i in range(1, len(objectives)):
         difference = found[:, i] - reference
         assert (difference.std(0) > 0).all()  # other numbers, the same mean
@@ -526,7 +527,8 @@ def test_the_exact_divergence_is_the_mean_of_the_probes(device, generator):
     x = skewed(VP(), device).sample(50, generator)
 
     def loss(objective, seed):
-        return float(objective(model, x, None, torch.Generator(device=device).manual_seed(seed)))
+        with torch.no_grad():
+            return float(objective(model, x, None, torch.Generator(device=device).manual_seed(seed)))
 
     seeds = range(150)
     exact = np.array([loss(ImplicitScoreMatching(), seed) for seed in seeds])
@@ -539,6 +541,7 @@ def test_the_exact_divergence_is_the_mean_of_the_probes(device, generator):
     assert loss(ImplicitScoreMatching(probes=1), 3) == pytest.approx(
         loss(ImplicitScoreMatching(), 3), rel=1e-12
     )
+    assert loss(SlicedScoreMatching(), 3) == loss(ImplicitScoreMatching(probes=1), 3)
     same = SlicedScoreMatching(probes=None, variance_reduced=False)  # along the axes nothing is random
     assert loss(same, 3) == pytest.approx(loss(ImplicitScoreMatching(), 3), rel=1e-12)
 
@@ -617,6 +620,11 @@ def test_each_condition_keeps_its_noise_law(device, generator):
         assert abs(float(mine.prod(1).mean())) < 4 / n**0.5
         naive = mixed[:, names == name].reshape(-1, 2)
         assert float(naive.mean(0).abs().max()) > 20 / n**0.5
+    couples = (torch.arange(128, device=device) // 2)[:, None].double()
+    paired = TRANSPORT.pair(x, noise, couples)
+    for first in range(0, 128, 2):
+        couple = slice(first, first + 2)
+        assert torch.equal(paired[couple], TRANSPORT.pair(x[couple], noise[couple]))
     # A condition of its own for each row leaves nothing to match.
     assert torch.equal(TRANSPORT.pair(x, noise, x), noise)
 
@@ -696,12 +704,12 @@ def test_readings_stay_right_and_the_score_does_not(device, generator):
         mistaken = float(model.score(one, t)[0, 0])
         assert abs(mistaken + 1 / variance) > 0.3 / variance
 
-    def spread(sampler, n=10_000):
+    def spread(sampler, n=6000):
         return float(sampler(model, (n, 1), generator=generator).std()) / s
 
-    error = (1 / (2 * 10_000)) ** 0.5
+    error = (1 / (2 * 6000)) ** 0.5
     assert abs(spread(ProbabilityFlow(64)) - 1) < 4 * error + 0.01
-    assert abs(spread(DDPM(400)) - 3**-0.5) < 4 * error + 0.01  # 42 % are lost
+    assert abs(spread(DDPM(250)) - 3**-0.5) < 4 * error + 0.01  # 42 % are lost
     model.score_valid = False
     with pytest.raises(ValueError, match="score is valid"):
         spread(DDPM(4))

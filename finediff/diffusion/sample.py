@@ -162,6 +162,39 @@ class DDPM(Sampler):
         return _ddim(model.process, x, x0, t, s, 1.0, generator, noise_at), None
 
 
+@dataclass(frozen=True)
+class Resampled(DDPM):
+    """Ancestral steps, each taken ``repeats`` times with x_s noised back to t between (RePaint: Lugmayr et al. 2022,
+    arXiv 2201.09865): under `Inpainting` the unknown coordinates come to agree with the known ones.
+
+    Parameters
+    ----------
+    repeats : int
+        1 is `DDPM`.
+    """
+
+    steps: int = 250
+    repeats: int = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.repeats >= 1, "at least 1 repeat", self.repeats)
+
+    @property
+    def evaluations(self) -> int:
+        return self.steps * self.repeats + 1
+
+    def step(self, model, x, t, s, memory, *, condition, generator):
+        process = model.process
+        kept = process.alpha(t) / process.alpha(s)
+        added = (process.sigma(t) ** 2 - kept**2 * process.sigma(s) ** 2).clamp(min=0).sqrt()
+        for repeat in range(self.repeats):
+            if repeat:
+                x = kept.to(x) * x + added.to(x) * _normal(x, generator)
+            x, memory = super().step(model, x, t, s, memory, condition=condition, generator=generator)
+        return x, memory
+
+
 STAGES = {"heun": 2, "euler": 1, "rk4": 4, "adaptive": None}
 
 
