@@ -36,7 +36,7 @@ def as_rows(x, name: str, min_rows: int = 1) -> np.ndarray:
     if values.ndim != 2 or values.shape[1] == 0:
         raise ValueError(
             f"expected {name} of shape (rows, assets), got shape {values.shape}, because every row is one "
-            "scenario of all assets, do reshape(-1, 1) for a single asset"
+            "scenario of all assets: reshape(-1, 1) for a single asset"
         )
     bad = ~np.isfinite(values)
     if bad.any():
@@ -44,12 +44,12 @@ def as_rows(x, name: str, min_rows: int = 1) -> np.ndarray:
         label = repr(columns[j]) if columns is not None else str(j)
         raise ValueError(
             f"expected finite numbers in {name}, got {int(bad[:, j].sum())} NaN or infinite in column {label}"
-            ", because ranks and distances are undefined there, do drop or fill those rows first"
+            ", because ranks and distances are undefined there: drop or fill those rows first"
         )
     if len(values) < min_rows:
         raise ValueError(
             f"expected at least {min_rows} rows in {name}, got {len(values)}, because fewer cannot carry the "
-            "statistic, do pass more rows"
+            "statistic: pass more rows"
         )
     return values
 
@@ -60,7 +60,7 @@ def two_nearest(samples, train, *, standardize: bool = True) -> np.ndarray:
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f"expected samples with the {y.shape[1]} assets of train, got {x.shape[1]}, because distances "
-            "need the same columns, do select them"
+            "need the same columns: select them"
         )
     centre = y.mean(axis=0)
     scale = y.std(axis=0) if standardize else np.ones(y.shape[1])
@@ -143,7 +143,7 @@ def memorised_fraction(samples, train, ratio: float = 1 / 3, *, standardize: boo
     """
     if not 0.0 < ratio <= 1.0:
         raise ValueError(
-            f"expected ratio in (0, 1], got {ratio}, because it compares an ordered pair, do use 1/3"
+            f"expected ratio in (0, 1], got {ratio}, because it compares an ordered pair: use 1/3"
         )
     return float(np.mean(copied(two_nearest(samples, train, standardize=standardize), ratio)))
 
@@ -189,6 +189,6 @@ def median_ratio(distances: np.ndarray, reference: np.ndarray) -> float:
     if middle == 0.0:
         raise ValueError(
             "expected held-out rows that differ from the training rows, got a median distance of 0, because "
-            "at least half of them also stand in train, do hold out rows that the generator never saw"
+            "at least half of them also stand in train: hold out rows that the generator never saw"
         )
     return float(np.median(distances)) / middle

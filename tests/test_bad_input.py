@@ -53,6 +53,7 @@ def command(*arguments):
         prices().to_csv("prices.csv")
         put(prices(), 10, 1, np.nan).to_csv("gap.csv")
         returns().to_csv("returns.csv")
+        returns().cov().to_csv("covariance.csv")
         Path("words.csv").write_text("Date,AAA\n2020-01-01,cheap\n2020-01-02,dear\n")
         before = set(Path.cwd().rglob("*"))
         errors = StringIO()
@@ -126,7 +127,11 @@ TABLE = [
         lambda: solve("MeanVariance", covariance=np.eye(2), mean=np.ones((2, 1))),
         "(2, 1)",
     ),
-    ("too tight a cap", lambda: command("optimise", "prices.csv", "--max-weight", "0.1"), "expected"),
+    (
+        "too tight a cap",
+        lambda: command("optimise", "covariance.csv", "--max-weight", "0.1"),
+        "raise the cap",
+    ),
     ("scenarios of other assets", lambda: call("validate", returns(), returns().iloc[:, :2]), "columns"),
     ("scenarios in another order", lambda: call("validate", returns(), returns().iloc[:, ::-1]), "order"),
     ("`finediff check` of no file", lambda: command("check", "none.csv"), "no such file"),

@@ -113,6 +113,8 @@ BAD = [
     ({"condition": 3.0}, "expected conditions ['regime', 'level'] for 1 or 5 rows"),
     ({"condition": {"regime": "calm", "level": np.inf}}, "expected a finite 'level'"),
     ({"stress": {"Z": -0.1}}, "expected an asset of the panel, got 'Z'"),
+    ({"stress": {"A": -7}}, "expected returns above -1 (fractions) for 'A'"),
+    ({"guidance": 1.0}, "guidance without one"),
     ({"stress": -0.1}, "expected stress as a mapping"),
     ({"stress": {"A": [0.1, 0.2, 0.3]}}, "expected one return, a pair or 5 returns for 'A'"),
     ({"stress": {"A": (0.1, -0.1)}}, "lo <= hi"),
@@ -133,6 +135,8 @@ def test_what_cannot_be_steered_says_so():
         GaussianGenerator(random_state=0).fit(returns).sample(5, stress={"A": 0.0})
     with pytest.raises(ValueError, match="fitted without"):
         DDPMGenerator(steps=1, width=8, random_state=0).fit(returns).sample(5, condition=1.0)
+    with pytest.raises(ValueError, match="the dates of the panel in its order"):
+        DDPMGenerator(steps=1, width=8).fit(returns, condition=condition.iloc[::-1])
     with pytest.raises(ValueError, match="one row of conditions for each of 100 rows"):
         DDPMGenerator(steps=1, width=8).fit(returns, condition=condition[:50])
 

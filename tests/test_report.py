@@ -106,7 +106,7 @@ def make_study(d, splits=None):
             "commit": "c0ffee",
         },
     }
-    return SimpleNamespace(**fields)
+    return SimpleNamespace(**{"caveats": ("A caveat of this panel.",)} | fields)
 
 
 def changed(study, **changes):
@@ -135,6 +135,7 @@ def bare_page(study):
         allocations={},
         tail=study.tail.iloc[:0],
         verdicts={"fit": study.verdicts["fit"]},
+        caveats=(),
         manifest={},
     )
     return render(bare)
@@ -242,6 +243,7 @@ def test_the_summary_says_what_was_fitted_and_what_it_is_not_for(page, study):
     assert "2020-01-01 to 2021-05-18" in text
     assert "Seed 7" in text
     assert "independent in time" in text
+    assert "A caveat of this panel." in text
     assert "volatility clustering" in text
     for part in ("Prepared by", "Reviewed by", "ab" * 32, "c0ffee", "versions / numpy"):
         assert part in text

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from finediff.generators import BootstrapGenerator, DDPMGenerator, GaussianGenerator, StudentTGenerator
+from finediff.panel import Finding
 from finediff.report.study import study
 from finediff.validation import FLOOR_ROW
 
@@ -91,6 +92,30 @@ def test_every_section_has_its_sentence(result):
         assert verdict.status in {"good", "note", "poor"}
         assert verdict.text.endswith(".")
         assert "nan" not in verdict.text
+
+
+def test_too_few_rows_are_refused_before_the_work():
+    with pytest.raises(
+        ValueError, match="expected at least 20 rows for training and for judging, got 15 of 50"
+    ):
+        study(market(50, 5.0, 0), {"gaussian": GaussianGenerator()}, title="Short")
+
+
+def test_findings_of_the_panel_as_it_came_are_kept():
+    finding = Finding("late_listing", "warning", "E", None, "Column E begins late.", "Mind it.")
+    made = study(
+        market(300, 5.0, 0),
+        {"gaussian": GaussianGenerator(random_state=0)},
+        title="Late",
+        n_jobs=1,
+        findings=[finding],
+        caveats=["Survivors only."],
+        say=lambda line: None,
+    )
+    assert made.verdicts["panel"].status == "note"
+    assert "Column E begins late." in made.verdicts["panel"].text
+    assert made.caveats == ("Survivors only.",)
+    assert "90 held-out rows show large differences only" in made.verdicts["fit"].text
 
 
 def test_same_seed_same_study(result):

@@ -33,6 +33,11 @@ def generator_of(model: Model, seed: int, device: str | None, steps: int):
 
 def returns_of(panel: str, kind: Kind, missing: Missing, start, end) -> pd.DataFrame:
     """The panel's returns, after a check that tells prices from returns; findings go to standard error."""
+    return checked_returns(panel, kind, missing, start, end)[0]
+
+
+def checked_returns(panel: str, kind: Kind, missing: Missing, start, end) -> tuple[pd.DataFrame, list]:
+    """The panel's returns, and what the check found in the panel as it came."""
     from finediff.panel import check_panel, load_prices, to_returns
 
     frame = load_prices(panel, start=start, end=end)
@@ -52,12 +57,11 @@ def returns_of(panel: str, kind: Kind, missing: Missing, start, end) -> pd.DataF
         more = f" ({len(findings) - 1} more: finediff check {panel})" if len(findings) > 1 else ""
         raise ValueError(f"{first.message} {remedy}{more}")
     for finding in findings:
-        say(f"warning: {finding}")
+        say(f"warning: {finding.message} {finding.remedy}")
     if kind is Kind.prices:
-        return to_returns(frame, missing=missing.value)
-    if missing is Missing.drop_rows:
-        return frame.dropna()
-    return frame.dropna(axis=1) if missing is Missing.drop_assets else frame
+        return to_returns(frame, missing=missing.value), findings
+    kept = {Missing.drop_rows: frame.dropna, Missing.drop_assets: lambda: frame.dropna(axis=1)}
+    return kept.get(missing, lambda: frame)(), findings
 
 
 def read_table(path: Path, what: str) -> pd.DataFrame:

@@ -121,7 +121,9 @@ def covariance(
     model: Annotated[
         Path | None, typer.Option(help="Fitted generator; the sample covariance without one.")
     ] = None,
-    clean: Annotated[bool, typer.Option(help="Marchenko-Pastur clipping of the correlations.")] = True,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Marchenko-Pastur clipping; held out it often costs.")
+    ] = False,
     n: Annotated[int, typer.Option("--n", "-n", min=2, help="Scenarios used.")] = 10_000,
     out: Annotated[Path, typer.Option(help=".parquet or .csv file.")] = Path("covariance.parquet"),
     kind: KindOption = Kind.prices,
@@ -174,7 +176,9 @@ def optimise(
         Path | None, typer.Option(help="Scenarios or returns whose means are expected returns.")
     ] = None,
     long_only: Annotated[bool, typer.Option(help="No short positions.")] = True,
-    max_weight: Annotated[float | None, typer.Option(help="Largest weight of one asset.")] = None,
+    max_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Largest weight of an asset, .1 for 10 %.")
+    ] = None,
     risk_aversion: Annotated[float, typer.Option(help="Of mean-variance.")] = 5.0,
     previous: Annotated[Path | None, typer.Option(help="Weights held now (CSV), for --turnover.")] = None,
     turnover: Annotated[float | None, typer.Option(help="Largest sum of absolute trades.")] = None,
@@ -233,13 +237,15 @@ def validate(
     ] = None,
     kind: KindOption = Kind.prices,
     missing: MissingOption = Missing.error,
+    start: Annotated[str | None, typer.Option(help="First date of the held-out rows.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last date of the held-out rows.")] = None,
     out: Annotated[Path, typer.Option(help=".csv file.")] = Path("validation.csv"),
     seed: Seed = 0,
 ) -> None:
     """Judge scenarios against real rows, each number beside its real-vs-real floor."""
     from finediff.validation import validate as judge
 
-    real = returns_of(held_out, kind, missing, None, None)
+    real = returns_of(held_out, kind, missing, start, end)
     synthetic = read_table(scenarios, "scenarios")
     rows = None if train is None else returns_of(train, kind, missing, None, None)
     result = judge(real, synthetic, rows, random_state=seed)
@@ -248,4 +254,11 @@ def validate(
         table, out, "validate", {"held_out": held_out, "scenarios": scenarios, "train": train}, seed, real
     )
     print(table.to_string(float_format=lambda v: f"{v:.4g}"))
+    rows_used = (
+        f"{result.settings['rows_real']} real rows against {result.settings['rows_synthetic']} scenarios"
+    )
+    floor = (
+        "the floor is the training rows'" if train else "without --train the floor is halves of the real rows"
+    )
+    print(f"judged on {rows_used}; {floor}")
     print(result.verdict)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from finediff.cli.app import app
-from finediff.cli.files import generator_of, returns_of, say
+from finediff.cli.files import checked_returns, generator_of, say
 from finediff.cli.options import (
     Device,
     End,
@@ -41,8 +41,14 @@ def demo(
     say(f"finediff demo: 20 S&P 500 shares from {start}, seed {seed}")
     returns = to_returns(load_prices("sp500", start=start))
     configuration = {"start": start, "device": device, "steps": steps}
+    caveat = (
+        "The bundled shares were chosen because they survived to 2022: their mean returns, and every expected return in "
+        "this report, are too good."
+    )
     report_path = run_study(
         returns,
+        None,
+        (caveat,),
         out,
         "demo",
         "Twenty US shares: scenarios and risk",
@@ -73,7 +79,7 @@ def report(
     jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
 ) -> None:
     """The main job on a panel of yours."""
-    returns = returns_of(panel, kind, missing, start, end)
+    returns, findings = checked_returns(panel, kind, missing, start, end)
     configuration = {
         "panel": panel,
         "model": model,
@@ -82,9 +88,10 @@ def report(
         "missing": missing,
         "steps": steps,
     }
-    print(
-        f"report: {run_study(returns, out, 'report', title, model, seed, device, steps, jobs, configuration)}"
+    path = run_study(
+        returns, findings, (), out, "report", title, model, seed, device, steps, jobs, configuration
     )
+    print(f"report: {path}")
 
 
 @app.command()
@@ -118,7 +125,9 @@ def doctor() -> None:
     print("nothing is missing")
 
 
-def run_study(returns, out, command, title, model, seed, device, steps, jobs, configuration) -> Path:
+def run_study(
+    returns, findings, caveats, out, command, title, model, seed, device, steps, jobs, configuration
+) -> Path:
     """Fit, judge, and write report.html, scenarios, covariance, weights and manifest into one directory."""
     import json
 
@@ -134,7 +143,15 @@ def run_study(returns, out, command, title, model, seed, device, steps, jobs, co
     # Before the work, so that a name that cannot be written costs nothing.
     with whole_directory(out, marker="manifest.json") as partial:
         result = study(
-            returns, generators, title=title, random_state=seed, n_jobs=jobs, manifest=about, say=say
+            returns,
+            generators,
+            title=title,
+            random_state=seed,
+            n_jobs=jobs,
+            findings=findings,
+            caveats=caveats,
+            manifest=about,
+            say=say,
         )
         result.scenarios.to_parquet(partial / "scenarios.parquet")
         result.covariances["scenarios"].to_parquet(partial / "covariance.parquet")

@@ -94,6 +94,12 @@ class ScenarioGenerator(BaseEstimator, ABC):
             `finediff.panel.PanelWarning`.
         """
         _refuse_gaps(X)
+        indexed = isinstance(X, pd.DataFrame) and isinstance(condition, pd.DataFrame | pd.Series)
+        if indexed and len(X) == len(condition) and not X.index.equals(condition.index):
+            raise ValueError(
+                "expected conditions with the dates of the panel in its order, got another index: "
+                "condition.reindex(X.index) puts them in order"
+            )
         X = validate_data(self, X, dtype=np.float64, order="C", ensure_min_samples=2, copy=True)
         heuristic_warnings(X, getattr(self, "feature_names_in_", range(X.shape[1])), stacklevel=2)
         if not np.ptp(X, axis=0).any():
@@ -200,7 +206,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
                 raise ValueError("arrays.safetensors is not the file that was saved")
             arrays = safetensors.numpy.load(arrays)
             name, parameters = about["class"], about["parameters"].items()
-        except FileNotFoundError as missing:
+        except (FileNotFoundError, NotADirectoryError) as missing:
             raise ValueError(
                 f"expected a directory written by save(), got {path} without {Path(missing.filename).name}"
             ) from None

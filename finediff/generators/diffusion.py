@@ -129,6 +129,10 @@ class DiffusionGenerator(ScenarioGenerator):
     def _sample(self, n: int, seed: int, condition=None, stress=None, guidance=0.0) -> np.ndarray:
         model = self.score_model_
         known = self._known(condition, n)
+        if guidance and known is None:
+            raise ValueError(
+                "expected a condition to guide towards, got guidance without one: give condition=..."
+            )
         if guidance:
             model = ClassifierFreeGuidance(model, guidance)
         generator = torch.Generator(device=model.device).manual_seed(seed)
@@ -188,6 +192,10 @@ class DiffusionGenerator(ScenarioGenerator):
                 if end.shape not in ((), (n,)) or np.isnan(end).any():
                     raise ValueError(
                         f"expected one return, a pair or {n} returns for {asset!r}, got {value!r}"
+                    )
+                if (end[np.isfinite(end)] <= -1).any():
+                    raise ValueError(
+                        f"expected returns above -1 (fractions) for {asset!r}, got {value!r}: -7 per cent is -0.07"
                     )
                 side.append((np.broadcast_to(end, n) - origin[j]) / size)
             rows.append(M[:, j] / size)

@@ -80,7 +80,7 @@ def render(study) -> str:
     )
     return template.render(
         study=study,
-        limits=INDEPENDENT,
+        limits=" ".join((INDEPENDENT, *study.caveats)),
         facts=_facts(study),
         sections=sections,
         others=[v for k, v in study.verdicts.items() if k not in SECTIONS],
@@ -121,7 +121,10 @@ def _facts(study) -> list[tuple[str, str]]:
     n, m, d = len(study.returns), len(study.scenarios), study.returns.shape[1]
     return [
         ("Fitted", study.generator_name),
-        ("On", f"{study.n_train:,} training rows of {n:,}; {len(study.held_out):,} rows were kept aside"),
+        (
+            "On",
+            f"{study.n_train:,} training rows of {n:,}; {len(study.held_out):,} rows were held out for judging",
+        ),
         ("Assets", f"{d:,}"),
         ("Period", span(study.returns)),
         ("Scenarios", f"{m:,}, one period each"),

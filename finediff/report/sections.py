@@ -67,7 +67,8 @@ def _training(study):
             [],
         )
     lead = (
-        "A diffusion model learns to take added noise out of real rows again. The loss on rows kept aside shows "
+        "A diffusion model learns to take added noise out of real rows again. The loss on a tenth of the training "
+        "rows, set aside for this purpose (not the rows of the judgement), shows "
         "how long it still learned something general, and where it would have begun to copy."
     )
     reasons = {
@@ -79,7 +80,7 @@ def _training(study):
         for name, h in seen.items()
     )
     look = (
-        "Look for a solid line (rows kept aside) that falls and levels off. If it turns upwards, the weights "
+        "Look for a solid line (rows set aside) that falls and levels off. If it turns upwards, the weights "
         f"kept, at the dot, should lie before the turn. {ends}."
     )
     return lead, [_figure(figures.loss_curves(seen), "Loss during training.", look)]

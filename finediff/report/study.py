@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,8 @@ from finediff.portfolio import Allocation, LongOnly, MaximumSharpe, MaximumWeigh
 from finediff.report.verdicts import Verdict, verdicts
 from finediff.risk import annual_volatility, tail_risk_table
 from finediff.validation import ValidationReport, judge, qq_data
+
+_LEAST_ROWS = 20  # below, nothing can be judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ class Study:
     tail: pd.DataFrame
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     manifest: dict = field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
 
 
 def study(
@@ -83,6 +86,8 @@ def study(
     max_weight: float = 0.2,
     random_state: int = 0,
     n_jobs: int = -1,
+    findings: Sequence[Finding] | None = None,
+    caveats: Sequence[str] = (),
     manifest: dict | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Study:
@@ -106,6 +111,10 @@ def study(
         Of the splits, the draws and the judgement; the generators carry their own.
     n_jobs : int
         Processes over the fits; -1 for all cores.
+    findings : sequence of Finding, optional
+        Of the panel as it came, before anything was dropped; by default the returns are checked.
+    caveats : sequence of str
+        Sentences about this panel that its reader must know.
     manifest : dict, optional
         Kept in the study; see `finediff.provenance.manifest`.
     say : function of one line, optional
@@ -118,7 +127,13 @@ def study(
     say = say or (lambda line: print(line, file=sys.stderr, flush=True))
     seeds = np.random.SeedSequence(random_state).generate_state(3)
     chosen = next(iter(generators))
-    findings = check_panel(returns)
+    least = min(int(len(returns) * held_out), len(returns) - int(len(returns) * held_out))
+    if least < _LEAST_ROWS:
+        raise ValueError(
+            f"expected at least {_LEAST_ROWS} rows for training and for judging, got {least} of {len(returns)}: "
+            "give a longer panel, or another share held out"
+        )
+    findings = list(check_panel(returns) if findings is None else findings)
     parts = {
         "random": random_split(returns, held_out, random_state=int(seeds[0])),
         "chronological": split(returns, held_out),
@@ -169,8 +184,10 @@ def study(
         covariance_table=_covariance_table(covariances, test, len(train)),
         n_train=len(train),
         allocations=allocations,
-        tail=tail_risk_table(test, scenarios, portfolios),
+        # A level with less than one held-out row beyond it cannot be judged.
+        tail=tail_risk_table(test, scenarios, portfolios, [a for a in (0.01, 0.05) if a * len(test) >= 1]),
         manifest=manifest or {},
+        caveats=tuple(caveats),
     )
     object.__setattr__(result, "verdicts", verdicts(result))
     return result

@@ -39,27 +39,32 @@ def verdicts(study) -> dict[str, Verdict]:
 
 
 def _panel(study) -> Verdict:
-    errors = [f for f in study.findings if f.severity == "error"]
-    if errors:
-        return Verdict("poor", f"The panel check found {len(errors)} errors, first: {errors[0].message}")
-    if study.findings:
-        return Verdict(
-            "note", f"The panel check has {len(study.findings)} warnings, first: {study.findings[0].message}"
-        )
-    return Verdict("good", f"The panel check found nothing wrong in {study.returns.size:,} returns.")
+    found, n = study.findings, len(study.findings)
+    if not found:
+        return Verdict("good", f"The panel check found nothing wrong in {study.returns.size:,} returns.")
+    things = "finding" if n == 1 else "findings"
+    text = f"The panel check has {n} {things}, first: {found[0].message} What follows rests on {len(study.returns):,} rows."
+    return Verdict("poor" if study.findings[0].severity == "error" and _kept(study) else "note", text)
+
+
+def _kept(study) -> bool:
+    """Is the first finding still in the returns that were used? Missing values were dealt with by the policy."""
+    return study.findings[0].code != "missing_values"
 
 
 def _training(study) -> Verdict:
     late = [
         name for name, h in study.histories.items() if h.stopped != "early" and h.best_step > 0.9 * h.step[-1]
     ]
-    best = ", ".join(f"{name} at step {h.best_step}" for name, h in study.histories.items())
+    best = ", ".join(
+        f"{name} at step {h.best_step:,} of {h.step[-1]:,}" for name, h in study.histories.items()
+    )
     if late:
         return Verdict(
             "note",
-            f"Best held-out losses: {best}; {', '.join(late)} used the whole budget: more steps may help.",
+            f"Best losses on the rows set aside: {best}. {_list(late)} still improved: try more steps.",
         )
-    return Verdict("good", f"Training went on until the held-out loss no longer fell; kept: {best}.")
+    return Verdict("good", f"The best loss on the rows set aside came before the end: {best}.")
 
 
 def _fit(study) -> Verdict:
@@ -71,6 +76,8 @@ def _fit(study) -> Verdict:
         f"Cramér–von Mises (real rows: {_percent(table.loc['cvm_rejection_rate', 'floor'])}). {_judged(here, 'at random')}; "
         f"{_lower(_judged(later, 'in time order'))}."
     )
+    if len(study.held_out) < 500:
+        text += f" {len(study.held_out)} held-out rows show large differences only."
     if here.within_floor and later.within_floor:
         return Verdict("good", text)
     return Verdict("note" if table.loc["cvm_rejection_rate", "scenarios"] <= 0.25 else "poor", text)
@@ -79,10 +86,10 @@ def _fit(study) -> Verdict:
 def _judged(report, how: str) -> str:
     """Within or beyond the floor on one split, and by which metrics, in words."""
     beyond = report.table.index[report.table["verdict"] == "beyond floor"]
-    names = [METRICS[key].label.lower() for key in beyond[:3]] + ["others"] * (len(beyond) > 3)
+    names = [METRICS[key].label[0].lower() + METRICS[key].label[1:] for key in beyond]
     if report.within_floor:
         return f"Split {how}, they are as close to those rows as chance allows"
-    return f"Split {how}, they differ by more than chance in {', '.join(names) or 'the whole'}"
+    return f"Split {how}, they differ by more than chance ({', '.join(names) or 'taken together'})"
 
 
 def _dependence(study) -> Verdict:
@@ -90,7 +97,7 @@ def _dependence(study) -> Verdict:
     error, floor = table.loc["correlation_error", "scenarios"], table.loc["correlation_error", "floor"]
     tail = table.loc["tail_dependence_ratio", "scenarios"]
     text = (
-        f"Correlations miss the held-out ones by {error:.3f} on average, where the training rows themselves miss them by "
+        f"Split at random, correlations miss the held-out ones by {error:.3f} on average, where the training rows themselves miss them by "
         f"{floor:.3f}; assets crash together {tail:.2f} times as often as they really do."
     )
     status = "good" if error <= floor + 0.02 and abs(np.log(max(tail, 1e-9))) < 0.25 else "note"
@@ -100,21 +107,21 @@ def _dependence(study) -> Verdict:
 def _covariance(study) -> Verdict:
     table = study.covariance_table.drop(index="held-out rows", errors="ignore")
     volatility = table["held-out volatility of its minimum-variance portfolio (%)"]
-    best, ours = volatility.idxmin(), "scenarios"
+    ours = volatility["scenarios"]
+    others = ", ".join(f"{name} {value:.2f} %" for name, value in volatility.drop("scenarios").items())
     text = (
-        f"The minimum-variance portfolio of the scenarios' covariance has {volatility[ours]:.2f} % annual volatility on "
-        f"held-out rows; the best of the table is {best} with {volatility[best]:.2f} %. A smaller condition number "
-        f"({table.loc[ours, 'condition number']:.0f} against {table.loc['sample', 'condition number']:.0f} for the sample) is "
-        "not by itself an improvement."
+        "Volatility a year, on the rows held out at random, of the unconstrained minimum-variance portfolio: covariance of the "
+        f"scenarios {ours:.2f} %; {others}. Condition number {table.loc['scenarios', 'condition number']:.0f} (sample "
+        f"{table.loc['sample', 'condition number']:.0f}); a smaller one is not by itself better."
     )
-    return Verdict("good" if volatility[ours] <= volatility.min() * 1.02 else "note", text)
+    return Verdict("good" if ours <= volatility.min() * 1.02 else "note", text)
 
 
 def _portfolio(study) -> Verdict:
     weights = study.allocations["minimum variance"].weights
     held = weights[weights > 1e-6]
     text = (
-        f"Minimum variance holds {len(held)} of {len(weights)} assets, the largest {weights.idxmax()} at {_percent(weights.max())}; "
+        f"Long-only with a cap, minimum variance holds {len(held)} of {len(weights)} assets, the largest {weights.idxmax()} at {_percent(weights.max())}; "
         f"the effective number of positions is {1 / (weights**2).sum():.1f}. "
         + (
             "The maximum-Sharpe weights carry the estimation error of the mean returns."
@@ -122,7 +129,7 @@ def _portfolio(study) -> Verdict:
             else "No long-only portfolio within the cap has a positive mean return, so there is no maximum Sharpe one."
         )
     )
-    return Verdict("note" if weights.max() > 0.5 else "good", text)
+    return Verdict("note" if 1 / (weights**2).sum() < 5 else "good", text)
 
 
 def _tail(study) -> Verdict:
@@ -132,7 +139,7 @@ def _tail(study) -> Verdict:
     label, level = gap.abs().idxmax()
     row = tail.loc[(label, level)]
     text = (
-        f"{len(gap) - len(outside)} of {len(gap)} value-at-risk figures lie within two standard errors of the held-out "
+        f"Split at random, {len(gap) - len(outside)} of {len(gap)} value-at-risk figures of portfolios lie within two standard errors of the held-out "
         f"rows'; the furthest is {label} at {_percent(level)}: {_percent(row['VaR scenarios'], 2)} in the scenarios, {_percent(row['VaR real'], 2)} "
         f"(s.e. {_percent(row['VaR real s.e.'], 2)}) in reality."
     )
@@ -151,13 +158,13 @@ def _generators(study) -> Verdict:
     place = int(order.index.get_loc(study.generator_name)) + 1
     text = (
         f"By energy distance to the held-out rows {study.generator_name} comes {_ordinal(place)} of {len(order)} generators that "
-        f"do not copy rows ({ours['energy_distance']:.4f}; best {order.index[0]} with {order.iloc[0]:.4f}, real rows "
-        f"{_floor(study)['energy_distance']:.4f})."
+        f"do not copy rows (times 1,000: {1e3 * ours['energy_distance']:.2f}; best {order.index[0]} with "
+        f"{1e3 * order.iloc[0]:.2f}, real rows {1e3 * _floor(study)['energy_distance']:.2f})."
     )
     if len(copies):
         text += (
-            f" {_list(copies)} {'repeats' if len(copies) == 1 else 'repeat'} training rows: near the floor by "
-            "construction, with nothing new in the scenarios."
+            f" {_capital(_list(copies))} {'repeats' if len(copies) == 1 else 'repeat'} training rows: nothing in their "
+            "scenarios is new."
         )
     return Verdict("good" if place == 1 else "note", text)
 
@@ -172,6 +179,10 @@ def _percent(share: float, digits: int = 0) -> str:
 
 def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:]
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _list(names) -> str:

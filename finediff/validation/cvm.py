@@ -96,7 +96,7 @@ def cvm_p_value(statistic, n: int | None = None, m: int | None = None) -> np.nda
     t = np.asarray(statistic, dtype=np.float64)
     if (n is None) != (m is None):
         raise ValueError(
-            f"expected both sizes or none, got n={n}, m={m}, because T's variance needs both, do pass both"
+            f"expected both sizes or none, got n={n}, m={m}, because T's variance needs both: pass both"
         )
     if n is not None:
         k, total = n * m, n + m
@@ -126,7 +126,7 @@ def portfolio_weights(n_assets: int, n_portfolios: int, rng: np.random.Generator
     if n_assets < 1 or n_portfolios < 1:
         raise ValueError(
             f"expected at least one asset and one portfolio, got {n_assets} and {n_portfolios}, because "
-            "otherwise nothing is drawn, do ask for more"
+            "otherwise nothing is drawn: ask for more"
         )
     if n_assets == 1:
         return np.ones((n_portfolios, 1))

@@ -90,7 +90,7 @@ class Floor:
             raise ValueError(
                 f"expected at least {MIN_ROWS} rows on either side of a comparison, got {self.n} real and "
                 f"{self.m} others, because smaller samples tell nothing (without train the real rows are "
-                "halved), do pass more rows"
+                "halved): pass more rows"
             )
         self._x, self._train, self._seed = x, train, int(seeds[0])
         d = x.shape[1]

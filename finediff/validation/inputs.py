@@ -22,7 +22,7 @@ def panels(real, synthetic, train=None):
         label = list(getattr(real, "columns", range(x.shape[1])))[still[0]]
         raise ValueError(
             f"expected real assets that move, got a constant column {label!r}, because its ratios divide by "
-            "zero, do drop that asset"
+            "zero: drop that asset"
         )
     return x, y, z
 
@@ -32,14 +32,14 @@ def same_columns(a, left, b, right, first: str, second: str) -> None:
     if left.shape[1] != right.shape[1]:
         raise ValueError(
             f"expected {second} with the {left.shape[1]} columns of {first}, got {right.shape[1]}, because "
-            "they are compared column by column, do select the same assets"
+            "they are compared column by column: select the same assets"
         )
     if hasattr(a, "columns") and hasattr(b, "columns"):
         for i, (p, q) in enumerate(zip(a.columns, b.columns)):
             if p != q:
                 raise ValueError(
                     f"expected the columns of {second} in the order of {first}, got {q!r} for {p!r} at "
-                    f"position {i}, because assets are matched by place, do reindex one of them"
+                    f"position {i}, because assets are matched by place: reindex one of them"
                 )
 
 

@@ -176,7 +176,7 @@ def judge(
     """
     if not synthetics:
         raise ValueError(
-            "expected at least one generator, got none, because there is nothing to compare, do pass a dict"
+            "expected at least one generator, got none, because there is nothing to compare: pass a dict"
         )
     if n_null < 20:
         raise ValueError(

@@ -102,7 +102,7 @@ def loss_curves(histories: Mapping) -> str:
         figure,
         [
             stroke("rows trained on", BLUE, linewidth=1.3, linestyle=(0, (4, 2))),
-            stroke("rows kept aside", ORANGE),
+            stroke("rows set aside", ORANGE),
             dots("step whose weights were kept", INK, "o", 6.5),
         ],
     )
