@@ -4,8 +4,8 @@
     dx  = f(t) x dt + g(t) dw,       f = alpha'/alpha,     g^2 = (sigma^2)' - 2 f sigma^2
     log-SNR(t) = log(alpha^2 / sigma^2), decreasing in t
 
-A path is two functions, alpha and sigma; everything else derives from them. Every function takes a tensor of any
-shape and floating dtype, or a number.
+A path is two functions, alpha and sigma; the rates, the SDE, the log-SNR with its inverse and the time
+grids all derive from them. Every function takes a tensor of any shape and floating dtype, or a number.
 """
 
 from __future__ import annotations
@@ -29,19 +29,8 @@ def as_time(t) -> Tensor:
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
     """Reshape per-row values (batch,) to broadcast against x (batch, ...), in x's dtype; 0-d stays 0-d."""
-    return t.to(x).reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t.to(x)
-
-
-def normal(x: Tensor, generator: torch.Generator | None, n: int | None = None) -> Tensor:
-    """Standard normal draws like x, or like n rows of it."""
-    shape = x.shape if n is None else (n, *x.shape[1:])
-    return torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
-
-
-def require(good, expected: str, got, because: str = "") -> None:
-    """Raise ValueError "expected ..., got ...: because" unless good."""
-    if not good:
-        raise ValueError(f"expected {expected}, got {got}" + (f": {because}" if because else ""))
+    t = t.to(device=x.device, dtype=x.dtype)
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
 
 
 class Process(ABC):
@@ -60,17 +49,21 @@ class Process(ABC):
         t = as_time(t)
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
 
-    def levels(self, t, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(t) and sigma(t) to broadcast against x: t () or (batch,) -> () or (batch, 1, ...), in x's dtype."""
-        t = as_time(t)
-        return expand(self.alpha(t), x), expand(self.sigma(t), x)
-
     def rates(self, t) -> tuple[Tensor, Tensor]:
         """(alpha', sigma'), the derivatives in t, by automatic differentiation; no gradient flows through them."""
-        with torch.enable_grad():
-            s = as_time(t).detach().clone().requires_grad_(True)
-            # Each entry depends on its own time alone, so the sum's gradient has them all; 0 s is for constants.
-            return tuple(torch.autograd.grad((f(s) + 0 * s).sum(), s)[0] for f in (self.alpha, self.sigma))
+        t = as_time(t)
+
+        def derivative(function) -> Tensor:
+            with torch.enable_grad():
+                s = t.detach().clone().requires_grad_(True)
+                value = function(s)
+                # Each entry depends on its own time alone, so one backward pass of the sum gives them all.
+                slope = (
+                    torch.autograd.grad(value.sum(), s, allow_unused=True)[0] if value.requires_grad else None
+                )
+            return torch.zeros_like(t) if slope is None else slope
+
+        return derivative(self.alpha), derivative(self.sigma)
 
     def drift_diffusion(self, t) -> tuple[Tensor, Tensor]:
         """(f, g^2) of dx = f x dt + g dw; infinite where alpha = 0 (t = 1 of Linear, Cosine, Interpolant)."""
@@ -83,23 +76,14 @@ class Process(ABC):
 
     def perturb(self, x0: Tensor, t, noise: Tensor) -> Tensor:
         """x_t for rows x0 (batch, ...) at times t () or (batch,)."""
-        alpha, sigma = self.levels(t, x0)
-        return alpha * x0 + sigma * noise
-
-    def radius(self, t) -> Tensor:
-        """r = sqrt(alpha^2 + sigma^2), the scale of x_t where that of x_0 is 1."""
-        return torch.hypot(self.alpha(t), self.sigma(t))
-
-    def angle(self, t) -> Tensor:
-        """theta = arctan(sigma/alpha), from 0 (data) to at most pi/2 (noise)."""
-        return torch.atan2(self.sigma(t), self.alpha(t))
-
-    def time_of_angle(self, theta: Tensor) -> Tensor:
-        """The t at which ``angle(t)`` is theta."""
-        return self.time(-2 * torch.log(torch.tan(theta)))
+        t = as_time(t)
+        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
 
     def time(self, log_snr) -> Tensor:
-        """The t in [0, 1] where ``log_snr(t)`` has the given value, or the nearer end: bisection to the last bit."""
+        """The t in [0, 1] at which ``log_snr(t)`` takes the given value; values beyond the ends give the ends.
+
+        Bisection in float64 down to the last bit, so that a path need not carry its own inverse.
+        """
         target = as_time(log_snr).to(torch.float64)
         low, high = torch.zeros_like(target), torch.ones_like(target)
         for _ in range(80):
@@ -119,13 +103,15 @@ class Process(ABC):
 
         Parameters
         ----------
-        steps : int, at least 1
+        steps : int
+            Number of intervals, at least 1.
         spacing : {"log_snr", "uniform", "quadratic", "karras"}
-            "log_snr": equal steps of log-SNR, on which the solvers show their orders on every path. "uniform" and
-            "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al. 2022, arXiv 2206.00364).
-            All of them have the same ends.
+            "log_snr": equal steps of log-SNR, the default: on it the solvers show their orders on every path.
+            "uniform" and "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al.
+            2022, arXiv 2206.00364). All of them have the same ends.
         """
-        require(steps >= 1, "at least 1 step", steps, "use steps=64 for a first try")
+        if steps < 1:
+            raise ValueError(f"expected at least 1 step, got {steps}: use steps=64 for a first try")
         noisy, clean = self.log_snr_range()
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         if spacing == "log_snr":
@@ -138,7 +124,9 @@ class Process(ABC):
             power = 1 if spacing == "uniform" else 2
             times = (1 + u * (t_min ** (1 / power) - 1)) ** power
         else:
-            require(False, "spacing 'log_snr', 'uniform', 'quadratic' or 'karras'", repr(spacing))
+            raise ValueError(
+                f"expected spacing 'log_snr', 'uniform', 'quadratic' or 'karras', got {spacing!r}"
+            )
         times[0] = 1.0
         return times
 
@@ -179,25 +167,33 @@ class VP(_VariancePreserving):
 class DiscreteVP(_VariancePreserving):
     """Variance preserving through the K noise levels of a discrete DDPM, beta constant between them.
 
-    alpha(k/K)^2 = prod_{j<=k} (1 - beta_j) for k = 0..K; ``betas`` is a tuple of K floats in (0, 1).
+    alpha(k/K)^2 = prod_{j<=k} (1 - beta_j) for k = 0..K.
+
+    Parameters
+    ----------
+    betas : tuple of K floats in (0, 1)
+        Shares of variance replaced by noise, one a step.
     """
 
     betas: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        advice = "each is the share of variance replaced by noise in one step; try linear_betas(1000)"
-        good = self.betas and all(0 < b < 1 for b in self.betas)
-        require(good, "betas in (0, 1)", f"{self.betas[:3]}...", advice)
+        if not self.betas or not all(0 < b < 1 for b in self.betas):
+            raise ValueError(
+                f"expected betas in (0, 1), got {self.betas[:3]}...: each is the share of variance "
+                "replaced by noise in one step; try linear_betas(1000)"
+            )
 
     def __repr__(self) -> str:
         first, last, left = self.betas[0], self.betas[-1], float(self.alpha(1.0))
         return f"DiscreteVP(<{len(self.betas)} betas from {first:.2g} to {last:.2g}, alpha(1) = {left:.3g}>)"
 
     def _integrated_beta(self, t: Tensor) -> Tensor:
-        table, steps = _integrated_table(self.betas), len(self.betas)
+        table = _integrated_table(self.betas)
+        steps = len(self.betas)
         cell = (t.detach() * steps).floor().long().clamp(0, steps - 1)
         # Differences in float64, then t's dtype: in float32 they would lose the digits that the sums hold.
-        start, rate = (values.to(t)[cell] for values in (table, table.diff()))
+        start, rate = (values.to(device=t.device, dtype=t.dtype)[cell] for values in (table, table.diff()))
         return start + (t * steps - cell) * rate
 
 
@@ -243,8 +239,9 @@ class VE(Process):
         return torch.ones_like(as_time(t))
 
     def sigma(self, t) -> Tensor:
-        exponent = 2 * math.log(self.sigma_max / self.sigma_min) * as_time(t)
-        return self.sigma_min * torch.sqrt(torch.expm1(exponent))
+        return self.sigma_min * torch.sqrt(
+            torch.expm1(2 * math.log(self.sigma_max / self.sigma_min) * as_time(t))
+        )
 
 
 @dataclass(frozen=True)
@@ -284,12 +281,15 @@ class Linear(Process):
 
 
 @dataclass(frozen=True)
-class Interpolant(Linear):
+class Interpolant(Process):
     """(1 - t) x_0 + t z + sqrt(t (1 - t)) xi with Gaussian z and xi: one Gaussian of variance t in all.
 
     So the stochastic interpolant of Albergo et al. (2023, arXiv 2303.08797) IS alpha = 1 - t, sigma = sqrt(t).
     The target z - x_0 leaves out the derivative of the xi term and is biased; the velocity here is not.
     """
+
+    def alpha(self, t) -> Tensor:
+        return 1 - as_time(t)
 
     def sigma(self, t) -> Tensor:
         return torch.sqrt(as_time(t))
