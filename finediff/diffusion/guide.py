@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from finediff.diffusion.objective import Times
-from finediff.diffusion.process import Process, as_time, expand
-from finediff.diffusion.score import ScoreModel
+from finediff.diffusion.process import Process, as_time, expand, normal, require
+from finediff.diffusion.score import ScoreModel, network_input
 
 
 class Guide(ScoreModel):
@@ -45,25 +45,31 @@ class Guide(ScoreModel):
         return torch.as_tensor(value, dtype=self.model.dtype, device=self.model.device)
 
 
-def _away_from_noise(process: Process, x: Tensor, t, t_last: float) -> tuple[Tensor, Tensor]:
-    """x and t, or beyond t_last (alpha(t)/alpha(t_last)) x and t_last: what x tells of x_0 is linear in alpha x there.
+def _tweedie(process: Process, x: Tensor, t, t_last: float, function) -> tuple[Tensor, Tensor]:
+    """The value of ``function(x, t) -> value, columns (batch, k)``, and sigma^2/alpha d columns/d x, (batch, d, k).
 
-    So E[x_0 | x_t] is the same but for a share alpha(t_last)^2, and alpha is not 0.
+    Beyond t_last they are read at t_last and (alpha(t)/alpha(t_last)) x: what x tells of x_0 is linear in alpha x
+    there, so E[x_0 | x_t] is the same but for a share alpha(t_last)^2, and alpha is not 0.
     """
-    t = as_time(t)
-    t_near = t.clamp(max=t_last)
-    return expand(process.alpha(t) / process.alpha(t_near), x) * x, t_near
+    keep_graph = torch.is_grad_enabled() and x.requires_grad
+    t, near_t = as_time(t), as_time(t).clamp(max=t_last)
+    with torch.enable_grad():
+        y = x if keep_graph else x.detach().requires_grad_(True)
+        near = expand(process.alpha(t) / process.alpha(near_t), x) * y
+        value, columns = function(near, near_t)
+        gradients = [
+            torch.autograd.grad(column.sum(), near, retain_graph=True, create_graph=keep_graph)[0]
+            for column in columns.unbind(1)
+        ]
+    factor = expand(process.sigma(near_t) ** 2 / process.alpha(near_t), x)[..., None]
+    return value if keep_graph else value.detach(), factor * torch.stack(gradients, 2)
 
 
 class ClassifierFreeGuidance(Guide):
     """Ho & Salimans 2022 (arXiv 2207.12598), shifted so that ``weight`` 0 is the plain conditional model.
 
-    Parameters
-    ----------
-    model : ScoreModel
-        Trained with conditions dropped at random (``condition=None`` is its unconditional law).
-    weight : float
-        Above 0 sharpens the condition; -1 drops it.
+    A weight above 0 sharpens the condition; -1 drops it. The model is one trained with conditions dropped at random:
+    ``condition=None`` is its unconditional law.
     """
 
     def __init__(self, model: ScoreModel, weight: float = 0.0) -> None:
@@ -80,14 +86,8 @@ class ClassifierFreeGuidance(Guide):
 class ClassifierGuidance(Guide):
     """Dhariwal & Nichol 2021 (arXiv 2105.05233): the score plus ``weight`` times the classifier's.
 
-    Parameters
-    ----------
-    model : ScoreModel
-    classifier : callable (x (batch, d), t (batch,)) -> logits (batch, classes)
-        Of noisy rows, for example `train_classifier`'s.
-    label : int
-    weight : float
-        1 is Bayes' rule where model and classifier are exact.
+    ``classifier`` maps noisy rows x (batch, d) and t (batch,) to logits (batch, classes), see `train_classifier`;
+    ``label`` is the class wanted. Weight 1 is Bayes' rule where model and classifier are exact.
     """
 
     def __init__(self, model: ScoreModel, classifier, label: int, weight: float = 1.0) -> None:
@@ -97,14 +97,12 @@ class ClassifierGuidance(Guide):
         self._t_last = float(self.process.time(self.process.log_snr_range()[0]))
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        x0 = self.model.denoise(x, t, condition)
-        keep_graph = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            y = x if keep_graph else x.detach().requires_grad_(True)
-            near, t = _away_from_noise(self.process, y, t, self._t_last)
-            log_p = torch.log_softmax(self.classifier(near, t.to(x.device).expand(len(x))), 1)[:, self.label]
-            (gradient,) = torch.autograd.grad(log_p.sum(), near, create_graph=keep_graph)
-        return x0 + expand(self.weight * self.process.sigma(t) ** 2 / self.process.alpha(t), x) * gradient
+        def log_p(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            found = torch.log_softmax(self.classifier(x, t.to(x.device).expand(len(x))), 1)
+            return found, found[:, [self.label]]
+
+        _, gradient = _tweedie(self.process, x, t, self._t_last, log_p)
+        return self.model.denoise(x, t, condition) + self.weight * gradient[:, :, 0]
 
 
 class NoisyClassifier(nn.Module):
@@ -112,20 +110,17 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, n_features: int, n_classes: int, process: Process, width: int, generator) -> None:
         super().__init__()
-        sizes = [n_features + 1, width, width, n_classes]
-        self.layers = nn.ModuleList()
-        for n_in, n_out in itertools.pairwise(sizes):
+        self.process, self.layers = process, nn.ModuleList()
+        for n_in, n_out in itertools.pairwise([n_features + 1, width, width, n_classes]):
             layer = torch.nn.utils.skip_init(nn.Linear, n_in, n_out)
             with torch.no_grad():
                 layer.weight.copy_(torch.randn(n_out, n_in, generator=generator) / n_in**0.5)
                 layer.bias.zero_()
             self.layers.append(layer)
-        self.process = process
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        scale = expand((self.process.alpha(t) ** 2 + self.process.sigma(t) ** 2).sqrt(), x)
-        level = (self.process.log_snr(t) / 10).clamp(-1.5, 1.5).to(x)
-        h = torch.cat([x / scale, level[:, None]], 1)
+        x, level = network_input(x, t, self.process)
+        h = torch.cat([x, level[:, None]], 1)
         for layer in self.layers[:-1]:
             h = nn.functional.silu(layer(h))
         return self.layers[-1](h)
@@ -148,10 +143,8 @@ def train_classifier(
     ----------
     process : Process
         The path along which rows are made noisy.
-    x : (n, d)
-        Of about unit scale; the classifier has its dtype and device.
-    labels : (n,)
-        Integers from 0.
+    x, labels : (n, d), (n,)
+        Rows of about unit scale, whose dtype and device the classifier has, and integers from 0.
     width : int
         Hidden units of the two layers.
     steps, batch, learning_rate : int, int, float
@@ -165,9 +158,8 @@ def train_classifier(
         Frozen: its parameters ask for no gradient.
     """
     generator = generator or torch.Generator(device=x.device)
-    on_cpu = torch.Generator().manual_seed(
-        int(torch.randint(2**31, (), generator=generator, device=x.device))
-    )
+    seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
+    on_cpu = torch.Generator().manual_seed(seed)
     classifier = NoisyClassifier(x.shape[1], int(labels.max()) + 1, process, width, on_cpu).to(x)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -175,8 +167,8 @@ def train_classifier(
     for _ in range(steps):
         rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator, device=x.device)
         t = times(process, len(rows), device=x.device, generator=generator)
-        noise = torch.randn(x[rows].shape, dtype=x.dtype, device=x.device, generator=generator)
-        loss = nn.functional.cross_entropy(classifier(process.perturb(x[rows], t, noise), t), labels[rows])
+        x_t = process.perturb(x[rows], t, normal(x[rows], generator))
+        loss = nn.functional.cross_entropy(classifier(x_t, t), labels[rows])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -202,11 +194,11 @@ class Inpainting(Guide):
         super().__init__(model)
         self.register_buffer("known", torch.as_tensor(known, dtype=torch.bool, device=model.device))
         self.register_buffer("values", self._as_buffer(values))
-        if self.known.ndim != 1 or self.values.shape[-1:] != self.known.shape:
-            raise ValueError(
-                "expected known of shape (d,) and values of shape (d,) or (batch, d), got "
-                f"{tuple(self.known.shape)} and {tuple(self.values.shape)}"
-            )
+        require(
+            self.known.ndim == 1 and self.values.shape[-1:] == self.known.shape,
+            "known of shape (d,) and values of shape (d,) or (batch, d)",
+            f"{tuple(self.known.shape)} and {tuple(self.values.shape)}",
+        )
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
         return torch.where(self.known, self.values.to(x), self.model.denoise(x, t, condition))
@@ -241,70 +233,51 @@ class LinearStress(Guide):
     def __init__(self, model: ScoreModel, A, b, covariance=None) -> None:
         super().__init__(model)
         self.register_buffer("A", torch.atleast_2d(self._as_buffer(A)))
-        k, rank = len(self.A), int(torch.linalg.matrix_rank(self.A))
-        if rank < k:
-            raise ValueError(
-                f"expected linearly independent rows in A, got {k} rows of rank {rank}: two stresses say "
-                "something about the same portfolio"
-            )
+        (k, d), rank = self.A.shape, int(torch.linalg.matrix_rank(self.A))
+        advice = "two stresses say something about the same portfolio"
+        require(rank == k, "linearly independent rows in A", f"{k} rows of rank {rank}", advice)
         for name, value in zip(("low", "high"), b if isinstance(b, tuple) else (b, b), strict=True):
             value = torch.atleast_1d(self._as_buffer(value))
-            if value.shape[-1] != k or value.ndim > 2:
-                raise ValueError(
-                    f"expected b of shape ({k},) or (batch, {k}), one entry a row of A, got {tuple(value.shape)}"
-                )
+            fits = value.shape[-1] == k and value.ndim <= 2
+            require(fits, f"b of shape ({k},) or (batch, {k}), one entry a row of A", tuple(value.shape))
             self.register_buffer(name, value)
-        if not (self.low <= self.high).all():
-            raise ValueError(
-                "expected lo <= hi in every band, got one the other way round, or NaN: swap them"
-            )
-        if covariance is None and any(True for _ in model.parameters()):
-            raise ValueError(
-                "expected covariance= for a model with parameters, got None, because the derivative of a trained "
-                "network is too noisy to divide by: give the covariance of its training rows"
-            )
-        if covariance is not None:
+        ordered = (self.low <= self.high).all()
+        require(ordered, "lo <= hi in every band", "one the other way round, or NaN", "swap them")
+        self.known_covariance = covariance is not None
+        self._t_last = float(self.process.time(-20.0))
+        require(
+            self.known_covariance or not any(True for _ in model.parameters()),
+            "covariance= for a model with parameters",
+            "None, because the derivative of a trained network is too noisy to divide by",
+            "give the covariance of its training rows",
+        )
+        if self.known_covariance:
             covariance = self._as_buffer(covariance)
-            if covariance.shape != self.A.shape[1:] * 2:
-                raise ValueError(
-                    f"expected a covariance of the {self.A.shape[1]} columns of A, got shape {tuple(covariance.shape)}"
-                )
+            fits = covariance.shape == (d, d)
+            require(fits, f"a covariance of the {d} columns of A", f"shape {tuple(covariance.shape)}")
             eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
             self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
             self.register_buffer("eigenvectors", eigenvectors)
-        self.known_covariance = covariance is not None
-        self._t_last = float(self.process.time(-20.0))
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        moments = self._gaussian if self.known_covariance else self._tweedie
-        x0, CA = moments(x, t, condition)
+        def mapped_x0(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            x0 = self.model.denoise(x, t, condition)
+            return x0, x0 @ self.A.T
+
+        if self.known_covariance:
+            x0, CA = self.model.denoise(x, t, condition), self._gaussian(x, t)
+        else:
+            x0, CA = _tweedie(self.process, x, t, self._t_last, mapped_x0)
         mapped, ACA = x0 @ self.A.T, self.A @ CA
         deviation = torch.diagonal(ACA, dim1=1, dim2=2).clamp(min=1e-30).sqrt()
         gap = _truncated_mean(mapped, deviation, self.low, self.high) - mapped
         return x0 + (CA @ torch.linalg.solve(ACA, gap[:, :, None]))[:, :, 0]
 
-    def _gaussian(self, x: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """E[x_0 | x_t] (batch, d) and C A^T (batch, d, k), C = Cov(x_0 | x_t) as if x_0 were Gaussian."""
-        t = as_time(t)
-        noise = expand(self.process.sigma(t), x).reshape(-1, 1) ** 2
-        signal = expand(self.process.alpha(t), x).reshape(-1, 1) ** 2
+    def _gaussian(self, x: Tensor, t) -> Tensor:
+        """C A^T (batch, d, k), C = Cov(x_0 | x_t) as if x_0 were Gaussian."""
+        signal, noise = (level.reshape(-1, 1) ** 2 for level in self.process.levels(t, x))
         variances = noise * self.eigenvalues / (signal * self.eigenvalues + noise)
-        CA = (self.eigenvectors * variances[:, None, :]) @ (self.eigenvectors.T @ self.A.T)
-        return self.model.denoise(x, t, condition), CA
-
-    def _tweedie(self, x: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The same with C = (sigma^2/alpha) d E[x_0 | x_t] / d x."""
-        keep_graph = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            y = x if keep_graph else x.detach().requires_grad_(True)
-            near, t = _away_from_noise(self.process, y, t, self._t_last)
-            x0 = self.model.denoise(near, t, condition)
-            rows = [
-                torch.autograd.grad(value.sum(), near, retain_graph=True, create_graph=keep_graph)[0]
-                for value in (x0 @ self.A.T).unbind(1)
-            ]
-        CA = expand(self.process.sigma(t) ** 2 / self.process.alpha(t), x)[..., None] * torch.stack(rows, 2)
-        return (x0, CA) if keep_graph else (x0.detach(), CA.detach())
+        return (self.eigenvectors * variances[:, None, :]) @ (self.eigenvectors.T @ self.A.T)
 
 
 def _truncated_mean(mean: Tensor, deviation: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from finediff.diffusion.sample import ProbabilityFlow, Sampler
-from finediff.diffusion.score import ScoreModel, divergence, from_denoised
+from finediff.diffusion.process import Process, normal, require
+from finediff.diffusion.sample import ProbabilityFlow, Sampler, angular_velocity, runge_kutta
+from finediff.diffusion.score import ScoreModel, divergence, to_denoised
 
 LOG_SNR = (-5.0, 8.0)
 
@@ -38,19 +39,15 @@ def log_prob(
 
     Parameters
     ----------
-    model : ScoreModel
-        Any: differentiable in x.
+    model, condition : ScoreModel, Tensor
+        Any model that is differentiable in x, and what is handed to it.
     x : (batch, d)
         Rows of x_0.
     steps : int
         RK4 steps on the log-SNR grid.
-    probes : int, optional
-        None: exact divergence, d products a stage; k: Hutchinson's estimate with k Rademacher probes, unbiased in
-        the divergence. The same probes are used along a path.
-    condition : Tensor, optional
-        Handed to the model.
-    generator : torch.Generator, optional
-        Of the probes.
+    probes, generator : int, torch.Generator, optional
+        None: exact divergence, d products a stage; k: Hutchinson's unbiased estimate with k Rademacher probes from
+        the generator, the same along a path.
 
     Returns
     -------
@@ -59,40 +56,30 @@ def log_prob(
     """
     process = model.process
     grid = process.grid(steps).flip(0)
-    theta = torch.atan2(process.sigma(grid), process.alpha(grid))
-    middle = process.time(-2 * torch.log(torch.tan((theta[:-1] + theta[1:]) / 2)))
+    theta = process.angle(grid)
+    middle = process.time_of_angle((theta[:-1] + theta[1:]) / 2)
     seed = int(torch.randint(2**31, (), generator=generator, device=x.device)) if probes else 0
 
-    def radius(t: Tensor) -> Tensor:
-        return torch.hypot(process.alpha(t), process.sigma(t)).to(x)
-
-    def slopes(y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """w and its divergence, (batch, d) and (batch,)."""
+    def slope(state: Tensor, t: Tensor) -> Tensor:
+        """w and its divergence: (batch, d + 1) -> (batch, d + 1)."""
         w = None
 
         def field(y: Tensor) -> Tensor:
             nonlocal w
-            at = radius(t) * y
-            w = from_denoised(model.denoise(at, t, condition), at, t, process, "v") / radius(t)
+            w = angular_velocity(model, y, t, condition)
             return w
 
         again = torch.Generator(device=x.device).manual_seed(seed)
-        div = divergence(field, y, probes=probes, generator=again)
-        return w.detach(), div
+        div = divergence(field, state[:, :-1], probes=probes, generator=again)
+        return torch.cat([w.detach(), div[:, None]], 1)
 
-    scale = float(process.alpha(grid[0])) / radius(grid[0])
-    y = scale * x.detach()
-    total = (x.shape[1] * torch.log(scale)).expand(len(x))
+    scale = (process.alpha(grid[0]) / process.radius(grid[0])).to(x)
+    state = torch.cat([scale * x.detach(), (x.shape[1] * torch.log(scale)).expand(len(x), 1)], 1)
     for t, between, s, h in zip(grid[:-1], middle, grid[1:], theta.diff().tolist()):
-        w1, d1 = slopes(y, t)
-        w2, d2 = slopes(y + h / 2 * w1, between)
-        w3, d3 = slopes(y + h / 2 * w2, between)
-        w4, d4 = slopes(y + h * w3, s)
-        y = y + h / 6 * (w1 + 2 * w2 + 2 * w3 + w4)
-        total = total + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
-    deviation = process.sigma(grid[-1]).to(x) / radius(grid[-1])
-    prior = torch.distributions.Normal(0.0, deviation, validate_args=False).log_prob(y).sum(1)
-    return total + prior
+        state = runge_kutta(slope, state, h, t, between, s)
+    deviation = (process.sigma(grid[-1]) / process.radius(grid[-1])).to(x)
+    prior = torch.distributions.Normal(0.0, deviation, validate_args=False)
+    return state[:, -1] + prior.log_prob(state[:, :-1]).sum(1)
 
 
 @dataclass(frozen=True)
@@ -122,53 +109,55 @@ def held_out_nats(
 
     Parameters
     ----------
-    model : ScoreModel
-        The one that is judged.
+    model, condition : ScoreModel, Tensor
+        The one that is judged, and what is handed to it but not to the baseline.
     x : (n, d)
         Rows that neither model saw, in the models' coordinates.
     baseline : ScoreModel
         On the same process; usually `GaussianScore` with the Ledoit-Wolf covariance of the training rows.
     log_snr : pair of floats
         Range of the integral; beyond it the two models must be alike.
-    nodes : int
-        Odd.
-    repeats : int
-        Antithetic pairs of noise a row and node.
-    condition : Tensor, optional
-        Handed to the model, not to the baseline.
+    nodes, repeats : int
+        Of Simpson's rule, odd, and antithetic pairs of noise a row and node.
     generator : torch.Generator, optional
         Of the noise.
     """
-    if baseline.process != model.process:
-        raise ValueError(
-            f"expected two models on one process, got {baseline.process} and {model.process}: the same noise "
-            "must go to both"
-        )
+    same = baseline.process == model.process
+    found = f"{baseline.process} and {model.process}"
+    require(same, "two models on one process", found, "the same noise must go to both")
     gain = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for t, weight in _levels(model, log_snr, nodes):
-        for _ in range(repeats):
-            z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-            for noise in (z, -z):
-                x_t = model.process.perturb(x, t, noise)
-                losses = [
-                    (eps - noise).square().sum(1)
-                    for eps in (baseline.noise(x_t, t), model.noise(x_t, t, condition))
-                ]
-                gain += weight / 2 * (losses[0] - losses[1]).double() / (2 * repeats)
+        for x_t, z in _noised(model.process, x, t, repeats, generator):
+            old, new = (
+                (eps - z).square().sum(1) for eps in (baseline.noise(x_t, t), model.noise(x_t, t, condition))
+            )
+            gain += weight / 2 * (old - new).double() / (2 * repeats)
     return Nats(float(gain.mean()), _standard_error(gain), gain)
+
+
+def _noised(process: Process, x: Tensor, t: Tensor, pairs: int, generator):
+    """(x_t, noise) for antithetic pairs of noises."""
+    for _ in range(pairs):
+        z = normal(x, generator)
+        for noise in (z, -z):
+            yield process.perturb(x, t, noise), noise
 
 
 def _levels(model: ScoreModel, log_snr: tuple[float, float], nodes: int) -> list[tuple[Tensor, float]]:
     """Times and weights of Simpson's rule in log-SNR."""
-    if nodes % 2 == 0 or nodes < 3:
-        raise ValueError(
-            f"expected an odd number of nodes, at least 3, got {nodes}: Simpson's rule needs one"
-        )
+    odd = nodes % 2 and nodes >= 3
+    require(odd, "an odd number of nodes, at least 3", nodes, "Simpson's rule needs one")
     levels = torch.linspace(*log_snr, nodes, dtype=torch.float64)
     weights = torch.ones(nodes, dtype=torch.float64)
     weights[1:-1:2], weights[2:-1:2] = 4, 2
     weights *= (levels[1] - levels[0]) / 3
     return list(zip(model.process.time(levels), weights.tolist()))
+
+
+def _start_divergence(process: Process, t: Tensor, x: Tensor) -> float:
+    """alpha^2 E|x_0|^2 / (2 sigma^2), KL(q(x_t|x_0) | N(0, sigma^2 I)) on average."""
+    ratio = float((process.alpha(t) / process.sigma(t)) ** 2)
+    return ratio / 2 * float(x.square().sum(1).mean())
 
 
 def _standard_error(rows: Tensor) -> float:
@@ -194,28 +183,20 @@ def elbo(model: ScoreModel, x: Tensor, *, steps: int = 200, generator: torch.Gen
 
     Parameters
     ----------
-    model : ScoreModel
-        Its score must be valid.
-    x : (batch, d)
-        Rows of x_0.
-    steps : int
-        K, intervals of the chain; the bound tightens as K grows.
-    generator : torch.Generator, optional
-        Of the noise.
+    model, x : ScoreModel, (batch, d)
+        Its score must be valid; rows of x_0.
+    steps, generator : int, torch.Generator
+        Intervals of the chain, and the source of noise; the bound tightens as the steps grow.
     """
-    process, d = model.process, x.shape[1]
+    process, diffusion = model.process, 0.0
     grid = process.grid(steps)
-    ratio = float((process.alpha(grid[0]) / process.sigma(grid[0])) ** 2)
-    prior = 0.5 * ratio * float(x.square().sum(1).mean())
-    diffusion = 0.0
     for t, s in itertools.pairwise(grid):
-        z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-        error = model.denoise(process.perturb(x, t, z), t) - x
+        error = model.denoise(process.perturb(x, t, normal(x, generator)), t) - x
         gap = torch.exp(process.log_snr(s)) - torch.exp(process.log_snr(t))
         diffusion += 0.5 * float(gap) * float(error.square().sum(1).mean())
     variance = math.exp(-float(process.log_snr(grid[-1])))
-    reconstruction = 0.5 * d * (1 + math.log(2 * math.pi * variance))
-    return ELBO(prior, diffusion, reconstruction)
+    reconstruction = 0.5 * x.shape[1] * (1 + math.log(2 * math.pi * variance))
+    return ELBO(_start_divergence(process, grid[0], x), diffusion, reconstruction)
 
 
 @dataclass(frozen=True)
@@ -255,25 +236,22 @@ def error_budget(
 
     Parameters
     ----------
-    model : ScoreModel
-        The one that is examined.
-    x : (n, d)
-        Held-out rows in the model's coordinates.
+    model, x : ScoreModel, (n, d)
+        The one that is examined, and held-out rows in its coordinates.
     sampler : Sampler, optional
         A deterministic one on a fixed grid; the probability-flow ODE by default.
     oracle : ScoreModel, optional
         The exact score, where it is known. Without it, half of the rows fit the correction, half judge it.
-    n_draws : int
-        Draws that measure the discretisation.
-    generator : torch.Generator, optional
-        Of the noise and the draws.
+    n_draws, generator : int, torch.Generator
+        Draws that measure the discretisation, and the source of them and of the noise.
     """
     process, sampler = model.process, sampler or ProbabilityFlow(32)
-    if sampler.needs_score or sampler.evaluations is None:
-        raise ValueError(
-            f"expected a deterministic sampler on a fixed grid, got {sampler}, because only there is a draw with "
-            "more steps the same draw: use ProbabilityFlow, DPMSolver or DDIM(eta=0)"
-        )
+    require(
+        not sampler.needs_score and sampler.evaluations is not None,
+        "a deterministic sampler on a fixed grid",
+        f"{sampler}, because only there is a draw with more steps the same draw",
+        "use ProbabilityFlow, DPMSolver or DDIM(eta=0)",
+    )
     if oracle is None:
         correction = _AffineCorrection(model, x[::2], generator)
         found = held_out_nats(correction, x[1::2], model, generator=generator)
@@ -281,19 +259,15 @@ def error_budget(
     else:
         rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for t, weight in _levels(model, LOG_SNR, 27):
-            z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-            x_t = process.perturb(x, t, z)
+            x_t = process.perturb(x, t, normal(x, generator))
             rows += weight / 2 * (model.noise(x_t, t) - oracle.noise(x_t, t)).square().sum(1).double()
         score, error = float(rows.mean()), _standard_error(rows)
     start = process.grid(1)[0]
-    z = torch.randn((n_draws, x.shape[1]), dtype=x.dtype, device=x.device, generator=generator)
-    z = process.sigma(start).to(x) * z
-    coarse, fine = (
-        replace(sampler, steps=steps)(model, z.shape, start=z) for steps in (sampler.steps, 4 * sampler.steps)
-    )
+    z = process.sigma(start).to(x) * normal(x, generator, n_draws)
+    finer = replace(sampler, steps=4 * sampler.steps)
+    coarse, fine = (each(model, z.shape, start=z) for each in (sampler, finer))
     discretisation = float(((coarse - fine).square().mean() / fine.var(0).mean()).sqrt())
-    ratio = float((process.alpha(start) / process.sigma(start)) ** 2)
-    return ErrorBudget(score, error, discretisation, ratio / 2 * float(x.square().sum(1).mean()))
+    return ErrorBudget(score, error, discretisation, _start_divergence(process, start, x))
 
 
 class _AffineCorrection(ScoreModel):
@@ -311,19 +285,16 @@ class _AffineCorrection(ScoreModel):
         self.rows, self.generator, self.fitted = rows, generator, {}
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        alpha, sigma = self.process.alpha(t).to(x), self.process.sigma(t).to(x)
-        return (x - sigma * self.noise(x, t, condition)) / alpha
+        return to_denoised(self.noise(x, t, condition), x, t, self.process, "eps")
 
     def noise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        key = float(t)
-        if key not in self.fitted:
-            self.fitted[key] = self._fit(t, condition)
+        if float(t) not in self.fitted:
+            self.fitted[float(t)] = self._fit(t, condition)
         eps = self.model.noise(x, t, condition)
-        return eps + (self._features(x, eps, t) @ self.fitted[key]).to(x)
+        return eps + (self._features(x, eps, t) @ self.fitted[float(t)]).to(x)
 
     def _features(self, x: Tensor, eps: Tensor, t) -> Tensor:
-        radius = torch.hypot(self.process.alpha(t), self.process.sigma(t)).to(x)
-        return torch.cat([torch.ones_like(x[:, :1]), x / radius, eps], 1).double()
+        return torch.cat([torch.ones_like(x[:, :1]), x / self.process.radius(t).to(x), eps], 1).double()
 
     def _fit(self, t, condition: Tensor | None) -> Tensor:
         folds = [self._draw(rows, t, condition) for rows in (self.rows[::2], self.rows[1::2])]
@@ -349,11 +320,8 @@ class _AffineCorrection(ScoreModel):
     def _draw(self, rows: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         """Features (2 repeats, n, 2d + 1) and z - eps_hat (2 repeats, n, d)."""
         features, residuals = [], []
-        for _ in range(self.repeats):
-            z = torch.randn(rows.shape, dtype=rows.dtype, device=rows.device, generator=self.generator)
-            for noise in (z, -z):
-                x_t = self.process.perturb(rows, t, noise)
-                eps = self.model.noise(x_t, t, condition)
-                features.append(self._features(x_t, eps, t))
-                residuals.append((noise - eps).double())
+        for x_t, noise in _noised(self.process, rows, t, self.repeats, self.generator):
+            eps = self.model.noise(x_t, t, condition)
+            features.append(self._features(x_t, eps, t))
+            residuals.append((noise - eps).double())
         return torch.stack(features), torch.stack(residuals)

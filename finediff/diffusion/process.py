@@ -4,8 +4,8 @@
     dx  = f(t) x dt + g(t) dw,       f = alpha'/alpha,     g^2 = (sigma^2)' - 2 f sigma^2
     log-SNR(t) = log(alpha^2 / sigma^2), decreasing in t
 
-A path is two functions, alpha and sigma; the rates, the SDE, the log-SNR with its inverse and the time
-grids all derive from them. Every function takes a tensor of any shape and floating dtype, or a number.
+A path is two functions, alpha and sigma; everything else derives from them. Every function takes a tensor of any
+shape and floating dtype, or a number.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 # The default grid's ends: at log-SNR 10 the noise left is .7 % of a unit of scale, at -10 the data left is.
 LOG_SNR_MIN, LOG_SNR_MAX = -10.0, 10.0
+SPACINGS = ("log_snr", "uniform", "quadratic", "karras")
 
 
 def as_time(t) -> Tensor:
@@ -29,8 +30,19 @@ def as_time(t) -> Tensor:
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
     """Reshape per-row values (batch,) to broadcast against x (batch, ...), in x's dtype; 0-d stays 0-d."""
-    t = t.to(device=x.device, dtype=x.dtype)
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t
+    return t.to(x).reshape(t.shape + (1,) * (x.ndim - t.ndim)) if t.ndim else t.to(x)
+
+
+def normal(x: Tensor, generator: torch.Generator | None, n: int | None = None) -> Tensor:
+    """Standard normal draws like x, or like n rows of it."""
+    shape = x.shape if n is None else (n, *x.shape[1:])
+    return torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator)
+
+
+def require(good, expected: str, got, because: str = "") -> None:
+    """Raise ValueError "expected ..., got ...: because" unless good."""
+    if not good:
+        raise ValueError(f"expected {expected}, got {got}" + (f": {because}" if because else ""))
 
 
 class Process(ABC):
@@ -49,21 +61,17 @@ class Process(ABC):
         t = as_time(t)
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
 
+    def levels(self, t, x: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha(t) and sigma(t) to broadcast against x: t () or (batch,) -> () or (batch, 1, ...), in x's dtype."""
+        t = as_time(t)
+        return expand(self.alpha(t), x), expand(self.sigma(t), x)
+
     def rates(self, t) -> tuple[Tensor, Tensor]:
         """(alpha', sigma'), the derivatives in t, by automatic differentiation; no gradient flows through them."""
-        t = as_time(t)
-
-        def derivative(function) -> Tensor:
-            with torch.enable_grad():
-                s = t.detach().clone().requires_grad_(True)
-                value = function(s)
-                # Each entry depends on its own time alone, so one backward pass of the sum gives them all.
-                slope = (
-                    torch.autograd.grad(value.sum(), s, allow_unused=True)[0] if value.requires_grad else None
-                )
-            return torch.zeros_like(t) if slope is None else slope
-
-        return derivative(self.alpha), derivative(self.sigma)
+        with torch.enable_grad():
+            s = as_time(t).detach().clone().requires_grad_(True)
+            # Each entry depends on its own time alone, so the sum's gradient has them all; 0 s is for constants.
+            return tuple(torch.autograd.grad((f(s) + 0 * s).sum(), s)[0] for f in (self.alpha, self.sigma))
 
     def drift_diffusion(self, t) -> tuple[Tensor, Tensor]:
         """(f, g^2) of dx = f x dt + g dw; infinite where alpha = 0 (t = 1 of Linear, Cosine, Interpolant)."""
@@ -76,21 +84,29 @@ class Process(ABC):
 
     def perturb(self, x0: Tensor, t, noise: Tensor) -> Tensor:
         """x_t for rows x0 (batch, ...) at times t () or (batch,)."""
-        t = as_time(t)
-        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * noise
+        alpha, sigma = self.levels(t, x0)
+        return alpha * x0 + sigma * noise
+
+    def radius(self, t) -> Tensor:
+        """r = sqrt(alpha^2 + sigma^2), the scale of x_t where that of x_0 is 1."""
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
+    def angle(self, t) -> Tensor:
+        """theta = arctan(sigma/alpha), from 0 (data) to at most pi/2 (noise)."""
+        return torch.atan2(self.sigma(t), self.alpha(t))
+
+    def time_of_angle(self, theta: Tensor) -> Tensor:
+        """The t at which ``angle(t)`` is theta."""
+        return self.time(-2 * torch.log(torch.tan(theta)))
 
     def time(self, log_snr) -> Tensor:
-        """The t in [0, 1] at which ``log_snr(t)`` takes the given value; values beyond the ends give the ends.
-
-        Bisection in float64 down to the last bit, so that a path need not carry its own inverse.
-        """
+        """The t in [0, 1] where ``log_snr(t)`` has the given value, or the nearer end: bisection to the last bit."""
         target = as_time(log_snr).to(torch.float64)
-        low, high = torch.zeros_like(target), torch.ones_like(target)
+        low, high, end = torch.zeros_like(target), torch.ones_like(target), torch.ones_like(target)
         for _ in range(80):
             middle = (low + high) / 2
-            noisier = self.log_snr(middle) > target
-            low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)
-        end = torch.ones_like(target)
+            cleaner = self.log_snr(middle) > target
+            low, high = torch.where(cleaner, middle, low), torch.where(cleaner, high, middle)
         return torch.where(self.log_snr(end) >= target, end, high)
 
     def log_snr_range(self) -> tuple[float, float]:
@@ -104,14 +120,14 @@ class Process(ABC):
         Parameters
         ----------
         steps : int
-            Number of intervals, at least 1.
+            Intervals, at least 1.
         spacing : {"log_snr", "uniform", "quadratic", "karras"}
-            "log_snr": equal steps of log-SNR, the default: on it the solvers show their orders on every path.
-            "uniform" and "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al.
-            2022, arXiv 2206.00364). All of them have the same ends.
+            "log_snr": equal steps of log-SNR, on which the solvers show their orders on every path. "uniform" and
+            "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al. 2022, arXiv 2206.00364).
+            All of them have the same ends.
         """
-        if steps < 1:
-            raise ValueError(f"expected at least 1 step, got {steps}: use steps=64 for a first try")
+        require(steps >= 1, "at least 1 step", steps, "use steps=64 for a first try")
+        require(spacing in SPACINGS, f"spacing among {SPACINGS}", repr(spacing))
         noisy, clean = self.log_snr_range()
         u = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         if spacing == "log_snr":
@@ -119,14 +135,9 @@ class Process(ABC):
         elif spacing == "karras":
             root = torch.exp(torch.tensor([-noisy, -clean], dtype=torch.float64) / 14)
             times = self.time(-14 * torch.log(root[0] + u * (root[1] - root[0])))
-        elif spacing in ("uniform", "quadratic"):
-            t_min = self.time(clean)
-            power = 1 if spacing == "uniform" else 2
-            times = (1 + u * (t_min ** (1 / power) - 1)) ** power
         else:
-            raise ValueError(
-                f"expected spacing 'log_snr', 'uniform', 'quadratic' or 'karras', got {spacing!r}"
-            )
+            power = 1 if spacing == "uniform" else 2
+            times = (1 + u * (self.time(clean) ** (1 / power) - 1)) ** power
         times[0] = 1.0
         return times
 
@@ -167,33 +178,25 @@ class VP(_VariancePreserving):
 class DiscreteVP(_VariancePreserving):
     """Variance preserving through the K noise levels of a discrete DDPM, beta constant between them.
 
-    alpha(k/K)^2 = prod_{j<=k} (1 - beta_j) for k = 0..K.
-
-    Parameters
-    ----------
-    betas : tuple of K floats in (0, 1)
-        Shares of variance replaced by noise, one a step.
+    alpha(k/K)^2 = prod_{j<=k} (1 - beta_j) for k = 0..K; ``betas`` is a tuple of K floats in (0, 1).
     """
 
     betas: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not self.betas or not all(0 < b < 1 for b in self.betas):
-            raise ValueError(
-                f"expected betas in (0, 1), got {self.betas[:3]}...: each is the share of variance "
-                "replaced by noise in one step; try linear_betas(1000)"
-            )
+        advice = "each is the share of variance replaced by noise in one step; try linear_betas(1000)"
+        good = self.betas and all(0 < b < 1 for b in self.betas)
+        require(good, "betas in (0, 1)", f"{self.betas[:3]}...", advice)
 
     def __repr__(self) -> str:
         first, last, left = self.betas[0], self.betas[-1], float(self.alpha(1.0))
         return f"DiscreteVP(<{len(self.betas)} betas from {first:.2g} to {last:.2g}, alpha(1) = {left:.3g}>)"
 
     def _integrated_beta(self, t: Tensor) -> Tensor:
-        table = _integrated_table(self.betas)
-        steps = len(self.betas)
+        table, steps = _integrated_table(self.betas), len(self.betas)
         cell = (t.detach() * steps).floor().long().clamp(0, steps - 1)
         # Differences in float64, then t's dtype: in float32 they would lose the digits that the sums hold.
-        start, rate = (values.to(device=t.device, dtype=t.dtype)[cell] for values in (table, table.diff()))
+        start, rate = (values.to(t)[cell] for values in (table, table.diff()))
         return start + (t * steps - cell) * rate
 
 
@@ -239,9 +242,8 @@ class VE(Process):
         return torch.ones_like(as_time(t))
 
     def sigma(self, t) -> Tensor:
-        return self.sigma_min * torch.sqrt(
-            torch.expm1(2 * math.log(self.sigma_max / self.sigma_min) * as_time(t))
-        )
+        exponent = 2 * math.log(self.sigma_max / self.sigma_min) * as_time(t)
+        return self.sigma_min * torch.sqrt(torch.expm1(exponent))
 
 
 @dataclass(frozen=True)
@@ -281,15 +283,12 @@ class Linear(Process):
 
 
 @dataclass(frozen=True)
-class Interpolant(Process):
+class Interpolant(Linear):
     """(1 - t) x_0 + t z + sqrt(t (1 - t)) xi with Gaussian z and xi: one Gaussian of variance t in all.
 
     So the stochastic interpolant of Albergo et al. (2023, arXiv 2303.08797) IS alpha = 1 - t, sigma = sqrt(t).
     The target z - x_0 leaves out the derivative of the xi term and is biased; the velocity here is not.
     """
-
-    def alpha(self, t) -> Tensor:
-        return 1 - as_time(t)
 
     def sigma(self, t) -> Tensor:
         return torch.sqrt(as_time(t))

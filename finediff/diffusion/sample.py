@@ -25,24 +25,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from finediff.diffusion.process import Process, expand
+from finediff.diffusion.process import Process, normal, require
 from finediff.diffusion.score import ScoreModel, from_denoised
-
-
-def _require(good: bool, expected: str, got) -> None:
-    if not good:
-        raise ValueError(f"expected {expected}, got {got!r}")
 
 
 @dataclass(frozen=True)
 class Sampler(ABC):
-    """Steps down a grid of times.
-
-    Parameters
-    ----------
-    steps, spacing : int, str
-        Of the grid, see `Process.grid`. The final E[x_0 | x_tmin] is one more network evaluation.
-    """
+    """``steps`` steps down a grid of times, see `Process.grid`; the final E[x_0 | x_tmin] is one more evaluation."""
 
     steps: int = 64
     spacing: str = "log_snr"
@@ -50,7 +39,7 @@ class Sampler(ABC):
     needs_score = True  # -eps_hat/sigma must be the score; a deterministic step asks for E[x_0 | x_t] only
 
     def __post_init__(self) -> None:
-        _require(self.steps >= 1, "at least 1 step (try 64)", self.steps)
+        require(self.steps >= 1, "at least 1 step (try 64)", self.steps)
 
     @property
     def evaluations(self) -> int | None:
@@ -80,25 +69,21 @@ class Sampler(ABC):
         ``start`` (n, d) is x at the grid's first time, in place of a draw of N(0, sigma^2 I). Raises
         ValueError where the sampler needs the score and the model's is not valid.
         """
-        if self.needs_score and not model.score_valid:
-            raise ValueError(
-                f"{type(self).__name__} expected a model whose score is valid, got one trained under "
-                "optimal-transport pairing, for which -eps/sigma is not the score: use ProbabilityFlow, "
-                "DPMSolver(stochastic=False) or DDIM(eta=0)"
-            )
+        require(
+            model.score_valid or not self.needs_score,
+            f"a model whose score is valid for {type(self).__name__}",
+            "one trained under optimal-transport pairing, for which -eps/sigma is not the score",
+            "use ProbabilityFlow, DPMSolver(stochastic=False) or DDIM(eta=0)",
+        )
         process, grid = model.process, self.grid(model.process)
         if start is None:
-            start = torch.randn(shape, dtype=model.dtype, device=model.device, generator=generator)
-            start = expand(process.sigma(grid[0]), start) * start
-        _require(tuple(start.shape) == tuple(shape), f"a start of shape {tuple(shape)}", tuple(start.shape))
+            like = torch.empty(shape, dtype=model.dtype, device=model.device)
+            start = process.sigma(grid[0]).to(like) * normal(like, generator)
+        require(tuple(start.shape) == tuple(shape), f"a start of shape {tuple(shape)}", tuple(start.shape))
         x, memory = start, None
         for t, s in itertools.pairwise(grid):
             x, memory = self.step(model, x, t, s, memory, condition=condition, generator=generator)
         return model.denoise(x, grid[-1], condition)
-
-
-def _normal(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
 
 
 def _ddim(process: Process, x: Tensor, x0: Tensor, t, s, eta: float, generator, noise_at=None) -> Tensor:
@@ -110,25 +95,19 @@ def _ddim(process: Process, x: Tensor, x0: Tensor, t, s, eta: float, generator, 
     x = process.alpha(s).to(x) * x0 + (sigma * (1 - share).clamp(min=0).sqrt()).to(x) * eps
     if eta:
         sigma = sigma if noise_at is None else process.sigma(noise_at)
-        x = x + (sigma * share.sqrt()).to(x) * _normal(x, generator)
+        x = x + (sigma * share.sqrt()).to(x) * normal(x, generator)
     return x
 
 
 @dataclass(frozen=True)
 class DDIM(Sampler):
-    """Song, Meng & Ermon 2021 (arXiv 2010.02502). Order 1.
-
-    Parameters
-    ----------
-    eta : float in [0, 1]
-        Share of the ancestral noise: 1 is `DDPM`.
-    """
+    """Song, Meng & Ermon 2021 (arXiv 2010.02502). Order 1. ``eta`` in [0, 1] is the share of the ancestral noise."""
 
     eta: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.eta <= 1, "eta in [0, 1], where 1 adds all the ancestral noise", self.eta)
+        require(0 <= self.eta <= 1, "eta in [0, 1], where 1 adds all the ancestral noise", self.eta)
 
     @property
     def needs_score(self) -> bool:
@@ -155,7 +134,7 @@ class DDPM(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.variance in ("posterior", "beta"), "variance 'posterior' or 'beta'", self.variance)
+        require(self.variance in ("posterior", "beta"), "variance 'posterior' or 'beta'", repr(self.variance))
 
     def step(self, model, x, t, s, memory, *, condition, generator):
         x0, noise_at = model.denoise(x, t, condition), t if self.variance == "beta" else s
@@ -167,10 +146,6 @@ class Resampled(DDPM):
     """Ancestral steps, each taken ``repeats`` times with x_s noised back to t between (RePaint: Lugmayr et al. 2022,
     arXiv 2201.09865): under `Inpainting` the unknown coordinates come to agree with the known ones.
 
-    Parameters
-    ----------
-    repeats : int
-        1 is `DDPM`.
     """
 
     steps: int = 250
@@ -178,7 +153,7 @@ class Resampled(DDPM):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.repeats >= 1, "at least 1 repeat", self.repeats)
+        require(self.repeats >= 1, "at least 1 repeat", self.repeats)
 
     @property
     def evaluations(self) -> int:
@@ -190,9 +165,23 @@ class Resampled(DDPM):
         added = (process.sigma(t) ** 2 - kept**2 * process.sigma(s) ** 2).clamp(min=0).sqrt()
         for repeat in range(self.repeats):
             if repeat:
-                x = kept.to(x) * x + added.to(x) * _normal(x, generator)
+                x = kept.to(x) * x + added.to(x) * normal(x, generator)
             x, memory = super().step(model, x, t, s, memory, condition=condition, generator=generator)
         return x, memory
+
+
+def angular_velocity(model: ScoreModel, y: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+    """dy/dtheta of y = x/r along the ODE, (batch, d)."""
+    r = model.process.radius(t).to(y)
+    return from_denoised(model.denoise(r * y, t, condition), r * y, t, model.process, "v") / r
+
+
+def runge_kutta(slope, y: Tensor, h: float, t: Tensor, middle: Tensor, s: Tensor) -> Tensor:
+    """One step of the classical method of order 4 (Kutta 1901) from t to s, h apart; slope(y, t)."""
+    first = slope(y, t)
+    second = slope(y + h / 2 * first, middle)
+    third = slope(y + h / 2 * second, middle)
+    return y + h / 6 * (first + 2 * second + 2 * third + slope(y + h * third, s))
 
 
 STAGES = {"heun": 2, "euler": 1, "rk4": 4, "adaptive": None}
@@ -208,9 +197,8 @@ class ProbabilityFlow(Sampler):
     Parameters
     ----------
     method : {"heun", "euler", "rk4", "adaptive"}
-        Orders 2, 1, 4 with 2, 1, 4 network evaluations a step. "adaptive": Dormand & Prince's 5(4) pair
-        through torchdiffeq (``pip install 'finediff[ode]'``), from t = 1 to t_min in steps of its own choice:
-        ``steps`` and ``spacing`` are not used and ``evaluations`` is None.
+        Orders 2, 1, 4 with 2, 1, 4 evaluations a step. "adaptive": Dormand & Prince's 5(4) pair through
+        torchdiffeq (``pip install 'finediff[ode]'``); ``steps`` and ``spacing`` are then not used.
     rtol, atol : float
         Tolerances of "adaptive", of the batch's root mean square.
     """
@@ -223,8 +211,8 @@ class ProbabilityFlow(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.method in STAGES, f"a method among {tuple(STAGES)}", self.method)
-        _require(self.rtol > 0 and self.atol > 0, "positive rtol and atol", (self.rtol, self.atol))
+        require(self.method in STAGES, f"a method among {tuple(STAGES)}", repr(self.method))
+        require(self.rtol > 0 and self.atol > 0, "positive rtol and atol", (self.rtol, self.atol))
 
     @property
     def evaluations(self) -> int | None:
@@ -234,35 +222,24 @@ class ProbabilityFlow(Sampler):
         return process.grid(1) if self.method == "adaptive" else super().grid(process)
 
     def step(self, model, x, t, s, memory, *, condition, generator):
-        process = model.process
-
-        def radius(t: Tensor) -> Tensor:
-            return torch.hypot(process.alpha(t), process.sigma(t)).to(x)
+        process, start, end = model.process, model.process.angle(t), model.process.angle(s)
+        y, h = x / process.radius(t).to(x), float(end - start)
 
         def slope(y: Tensor, t: Tensor) -> Tensor:
-            r = radius(t)
-            return from_denoised(model.denoise(r * y, t, condition), r * y, t, process, "v") / r
+            return angular_velocity(model, y, t, condition)
 
-        def time(theta: Tensor) -> Tensor:
-            return process.time(-2 * torch.log(torch.tan(theta.cpu())))
-
-        start, end = (torch.atan2(process.sigma(at), process.alpha(at)) for at in (t, s))
-        y, h = x / radius(t), float(end - start)
         if self.method == "adaptive":
             span = torch.stack([start, end]).to(x.device)
-            y = _dopri5(lambda theta, y: slope(y, time(theta)), y, span, self.rtol, self.atol)
-            return radius(s) * y, None
-        first = slope(y, t)
-        if self.method == "euler":
-            y = y + h * first
+            at = process.time_of_angle
+            y = _dopri5(lambda theta, y: slope(y, at(theta.cpu())), y, span, self.rtol, self.atol)
+        elif self.method == "euler":
+            y = y + h * slope(y, t)
         elif self.method == "heun":
+            first = slope(y, t)
             y = y + h / 2 * (first + slope(y + h * first, s))
         else:
-            middle = time((start + end) / 2)
-            second = slope(y + h / 2 * first, middle)
-            third = slope(y + h / 2 * second, middle)
-            y = y + h / 6 * (first + 2 * second + 2 * third + slope(y + h * third, s))
-        return radius(s) * y, None
+            y = runge_kutta(slope, y, h, t, process.time_of_angle((start + end) / 2), s)
+        return process.radius(s).to(x) * y, None
 
 
 def _dopri5(slope, y: Tensor, span: Tensor, rtol: float, atol: float) -> Tensor:
@@ -279,10 +256,7 @@ def _dopri5(slope, y: Tensor, span: Tensor, rtol: float, atol: float) -> Tensor:
 class DPMSolver(Sampler):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095): order 2 at one evaluation a step.
 
-    Parameters
-    ----------
-    stochastic : bool
-        False: the ODE. True: SDE-DPM-Solver++(2M), the ancestral step with the same extrapolated x0_hat.
+    ``stochastic``: SDE-DPM-Solver++(2M), the ancestral step with the same extrapolated x0_hat; else the ODE.
     """
 
     stochastic: bool = False
@@ -298,6 +272,10 @@ class DPMSolver(Sampler):
         if memory is not None and torch.isfinite(ratio := h / (2 * memory[1])):
             ahead = x0 + ratio.to(x) * (x0 - memory[0])
         return _ddim(process, x, ahead, t, s, float(self.stochastic), generator), (x0, h)
+
+
+def _langevin(model: ScoreModel, x: Tensor, t: Tensor, a: float, condition, generator) -> Tensor:
+    return x + a * model.score(x, t, condition) + math.sqrt(2 * a) * normal(x, generator)
 
 
 class _FiniteStart(Sampler):
@@ -316,7 +294,7 @@ class EulerMaruyama(_FiniteStart):
     def step(self, model, x, t, s, memory, *, condition, generator):
         (f, g2), h = model.process.drift_diffusion(t), s - t
         x = x + (h * f).to(x) * x - (h * g2).to(x) * model.score(x, t, condition)
-        return x + (-h * g2).sqrt().to(x) * _normal(x, generator), None
+        return x + (-h * g2).sqrt().to(x) * normal(x, generator), None
 
 
 @dataclass(frozen=True)
@@ -342,10 +320,10 @@ class PredictorCorrector(_FiniteStart):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.snr > 0, "a positive snr", self.snr)
-        _require(self.corrector_steps >= 1, "at least 1 corrector step", self.corrector_steps)
+        require(self.snr > 0, "a positive snr", self.snr)
+        require(self.corrector_steps >= 1, "at least 1 corrector step", self.corrector_steps)
         allowed = ("ancestral", "euler_maruyama")
-        _require(self.predictor in allowed, f"a predictor among {allowed}", self.predictor)
+        require(self.predictor in allowed, f"a predictor among {allowed}", repr(self.predictor))
 
     @property
     def evaluations(self) -> int:
@@ -355,7 +333,7 @@ class PredictorCorrector(_FiniteStart):
         predictor = DDIM(eta=1.0) if self.predictor == "ancestral" else EulerMaruyama()
         x, _ = predictor.step(model, x, t, s, None, condition=condition, generator=generator)
         for _ in range(self.corrector_steps):
-            score, z = model.score(x, s, condition), _normal(x, generator)
+            score, z = model.score(x, s, condition), normal(x, generator)
             a = 2 * (self.snr * z.norm(dim=-1).mean() / score.norm(dim=-1).mean()) ** 2
             x = x + a * score + (2 * a).sqrt() * z
         return x, None
@@ -369,12 +347,7 @@ class AnnealedLangevin(_FiniteStart):
     comes out with too much variance, by a share of about (1 + step_size/2)/(2G - 1), where
     G = inner_steps step_size / (log-SNR from level to level): 4.7 % by default.
 
-    Parameters
-    ----------
-    inner_steps : int
-        Langevin steps at each of the ``steps`` levels.
-    step_size : float in (0, 2)
-        In units of sigma^2.
+    ``inner_steps`` are taken at each of the ``steps`` levels; ``step_size`` in (0, 2) is in units of sigma^2.
     """
 
     steps: int = 200
@@ -383,8 +356,8 @@ class AnnealedLangevin(_FiniteStart):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.inner_steps >= 1, "at least 1 inner step", self.inner_steps)
-        _require(0 < self.step_size < 2, "step_size in (0, 2), where Langevin is stable", self.step_size)
+        require(self.inner_steps >= 1, "at least 1 inner step", self.inner_steps)
+        require(0 < self.step_size < 2, "step_size in (0, 2), where Langevin is stable", self.step_size)
 
     @property
     def evaluations(self) -> int:
@@ -395,7 +368,7 @@ class AnnealedLangevin(_FiniteStart):
         x = (process.alpha(s) / process.alpha(t)).to(x) * x
         a = self.step_size * float(process.sigma(s)) ** 2
         for _ in range(self.inner_steps):
-            x = x + a * model.score(x, s, condition) + math.sqrt(2 * a) * _normal(x, generator)
+            x = _langevin(model, x, s, a, condition, generator)
         return x, None
 
 
@@ -406,12 +379,7 @@ class Langevin(Sampler):
     In a direction of variance V (noise included) x tends to the variance V/(1 - step_size/(2V)), in some
     V/step_size steps. The draw is E[x_0 | x]; the start is N(0, sigma^2 I) unless given.
 
-    Parameters
-    ----------
-    step_size : float
-        a, in x's squared units: stable below twice the least V.
-    log_snr : float
-        The noise level, log(alpha^2/sigma^2).
+    ``step_size`` is in x's squared units and stable below twice the least V; ``log_snr`` is the noise level.
     """
 
     steps: int = 1000
@@ -420,12 +388,11 @@ class Langevin(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.step_size > 0, "a positive step_size", self.step_size)
-        _require(math.isfinite(self.log_snr), "a finite log_snr (6 is noise of 5 % of a unit)", self.log_snr)
+        require(self.step_size > 0, "a positive step_size", self.step_size)
+        require(math.isfinite(self.log_snr), "a finite log_snr (6 is noise of 5 % of a unit)", self.log_snr)
 
     def grid(self, process: Process) -> Tensor:
         return process.time(self.log_snr).expand(self.steps + 1)
 
     def step(self, model, x, t, s, memory, *, condition, generator):
-        a = self.step_size
-        return x + a * model.score(x, s, condition) + math.sqrt(2 * a) * _normal(x, generator), None
+        return _langevin(model, x, s, self.step_size, condition, generator), None

@@ -3,29 +3,36 @@
     eps_hat  = (x_t - alpha x0_hat)/sigma          score = -eps_hat/sigma
     v        = alpha eps_hat - sigma x0_hat        velocity u = alpha' x0_hat + sigma' eps_hat
 
-Each reading determines the others wherever alpha, sigma > 0; `to_denoised` and `from_denoised` are the one
-place where they are converted. Samplers and guides ask for x0_hat only, and divide by sigma, never by alpha.
+Each reading determines the others wherever alpha, sigma > 0; `to_denoised` and `from_denoised` are the one place
+where they are converted. Samplers and guides ask for x0_hat only, and divide by sigma, never by alpha.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from finediff.diffusion.process import Process, as_time, expand
+from finediff.diffusion.process import Process, as_time, expand, normal, require
 
 Reading = Literal["x0", "eps", "score", "v", "velocity"]
-READINGS = ("x0", "eps", "score", "v", "velocity")
+READINGS = get_args(Reading)
 MAX_LEVEL = 1.5
+
+
+def network_input(x: Tensor, t: Tensor, process: Process) -> tuple[Tensor, Tensor]:
+    """x (batch, d) scaled to unit variance, and log-SNR / 10 (batch,), an even coordinate of the noise on every path."""
+    level = (process.log_snr(t) / 10).clamp(-MAX_LEVEL, MAX_LEVEL).to(x)
+    return x / expand(process.radius(t), x), level
 
 
 def from_denoised(x0: Tensor, x: Tensor, t, process: Process, reading: Reading) -> Tensor:
     """The given reading of E[x_0|x_t] = x0 at x_t = x; needs sigma > 0."""
-    t = as_time(t)
-    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    require(reading in READINGS, f"a reading among {READINGS}", repr(reading))
+    alpha, sigma = process.levels(t, x)
     if reading == "x0":
         return x0
     eps = (x - alpha * x0) / sigma
@@ -35,20 +42,17 @@ def from_denoised(x0: Tensor, x: Tensor, t, process: Process, reading: Reading) 
         return -eps / sigma
     if reading == "v":
         return alpha * eps - sigma * x0
-    if reading == "velocity":
-        d_alpha, d_sigma = (expand(rate, x) for rate in process.rates(t))
-        return d_alpha * x0 + d_sigma * eps
-    raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
+    d_alpha, d_sigma = (expand(rate, x) for rate in process.rates(t))
+    return d_alpha * x0 + d_sigma * eps
 
 
 def to_denoised(value: Tensor, x: Tensor, t, process: Process, reading: Reading) -> Tensor:
     """E[x_0|x_t] from any reading of it at x_t = x.
 
-    "eps" and "score" divide by alpha, and so does "velocity" where alpha' goes to 0 with it (VP, OU); "x0" and "v" do
-    not.
+    "eps" and "score" divide by alpha, and so does "velocity" where alpha' goes to 0 with it (VP, OU).
     """
-    t = as_time(t)
-    alpha, sigma = expand(process.alpha(t), x), expand(process.sigma(t), x)
+    require(reading in READINGS, f"a reading among {READINGS}", repr(reading))
+    alpha, sigma = process.levels(t, x)
     if reading == "x0":
         return value
     if reading == "eps":
@@ -57,10 +61,8 @@ def to_denoised(value: Tensor, x: Tensor, t, process: Process, reading: Reading)
         return (x + sigma**2 * value) / alpha
     if reading == "v":
         return (alpha * x - sigma * value) / (alpha**2 + sigma**2)
-    if reading == "velocity":
-        d_alpha, d_sigma = (expand(rate, x) for rate in process.rates(t))
-        return (sigma * value - d_sigma * x) / (sigma * d_alpha - d_sigma * alpha)
-    raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
+    d_alpha, d_sigma = (expand(rate, x) for rate in process.rates(t))
+    return (sigma * value - d_sigma * x) / (sigma * d_alpha - d_sigma * alpha)
 
 
 class ScoreModel(nn.Module, ABC):
@@ -70,8 +72,7 @@ class ScoreModel(nn.Module, ABC):
     ----------
     process : Process
     score_valid : bool
-        False where -eps_hat/sigma is not the score (models trained under optimal-transport pairing);
-        samplers that need the score refuse such a model.
+        False where -eps_hat/sigma is not the score (optimal-transport pairing): samplers that need it refuse.
     """
 
     process: Process
@@ -95,9 +96,7 @@ class ScoreModel(nn.Module, ABC):
 
     @property
     def _anchor(self) -> Tensor:
-        for tensor in (*self.parameters(), *self.buffers()):
-            return tensor
-        return torch.empty(0)
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -114,15 +113,13 @@ class NetworkScore(ScoreModel):
     Parameters
     ----------
     network : nn.Module
-        Called as ``network(x, level, condition)`` with x (batch, d) scaled to unit variance and level
-        (batch,) = log-SNR / 10, clipped to [-1.5, 1.5]: an even coordinate of the noise on every path.
+        Called as ``network(x, level, condition)``, x (batch, d) and level (batch,) from `network_input`.
     process : Process
     reading : {"v", "x0", "eps", "score", "velocity"}
-        What the network's output is. "v" needs no division by alpha and is the default.
+        What the network's output is. "v" needs no division by alpha.
     precondition : bool
-        True: the output is added to what the reading would be if x_0 were N(0, I), so that a network that
-        returns 0 (an untrained one) is the standard normal model: harmless at every t. For "v" on a
-        variance-preserving path that model's reading is 0 and nothing is added.
+        Add to the output what the reading would be if x_0 were N(0, I), so that a network that returns 0 (an
+        untrained one) is the standard normal model. For "v" on a variance-preserving path that reading is 0.
 
     "eps" and "score" divide by alpha: where it goes to 0, they are read at log-SNR -15, where the level ends too.
     """
@@ -131,24 +128,21 @@ class NetworkScore(ScoreModel):
         self, network: nn.Module, process: Process, reading: Reading = "v", *, precondition=True
     ) -> None:
         super().__init__()
-        if reading not in READINGS:
-            raise ValueError(f"expected a reading among {READINGS}, got {reading!r}")
+        require(reading in READINGS, f"a reading among {READINGS}", repr(reading))
         self.network, self.process, self.reading, self.precondition = network, process, reading, precondition
         self._t_read = float(process.time(-10 * MAX_LEVEL)) if reading in ("eps", "score") else 1.0
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
         t = as_time(t).expand(x.shape[0])
-        alpha, sigma = expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
-        variance = alpha**2 + sigma**2
-        level = (self.process.log_snr(t) / 10).clamp(-MAX_LEVEL, MAX_LEVEL).to(x)
-        output = self.network(x / variance.sqrt(), level, condition)
+        output = self.network(*network_input(x, t, self.process), condition)
         t_read = t.clamp(max=self._t_read)
         if not self.precondition:
             return to_denoised(output, x, t_read, self.process, self.reading)
-        normal = alpha / variance * x
+        alpha, sigma = self.process.levels(t, x)
+        standard = alpha / (alpha**2 + sigma**2) * x
         # By linearity of the readings, adding the normal model's reading to the output is adding to its x0_hat
         # what the output alone would say at x = 0: no reading needs an extra division.
-        return normal + to_denoised(output, torch.zeros_like(x), t_read, self.process, self.reading)
+        return standard + to_denoised(output, torch.zeros_like(x), t_read, self.process, self.reading)
 
 
 class EMA:
@@ -173,12 +167,7 @@ class EMA:
 
 
 def divergence(
-    function,
-    x: Tensor,
-    *,
-    probes: int | None = None,
-    law: str = "rademacher",
-    generator: torch.Generator | None = None,
+    function, x: Tensor, *, probes: int | None = None, law: str = "rademacher", generator=None
 ) -> Tensor:
     """div f(x) = sum_j d f_j / d x_j per row, by vector-Jacobian products.
 
@@ -199,31 +188,20 @@ def divergence(
     -------
     Tensor (batch,)
     """
-    if law not in ("rademacher", "gaussian"):
-        raise ValueError(f"expected a law of probes 'rademacher' or 'gaussian', got {law!r}")
-    if probes is not None and probes < 1:
-        raise ValueError(f"expected at least 1 probe, or None for the exact trace, got {probes}")
+    require(law in ("rademacher", "gaussian"), "a law of probes 'rademacher' or 'gaussian'", repr(law))
+    require(probes is None or probes >= 1, "at least 1 probe, or None for the exact trace", probes)
+    total = x.new_zeros(len(x))
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value = function(x)
         if not value.requires_grad:
-            return torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+            return total
         if probes is None:
-            directions = (
-                torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[j].expand_as(x)
-                for j in range(x.shape[1])
-            )
-            count = 1
+            directions = torch.eye(x.shape[1]).to(x)[:, None].expand(-1, *x.shape)
         else:
-
-            def draw() -> Tensor:
-                z = torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
-                return z.sign() if law == "rademacher" else z
-
-            directions = (draw() for _ in range(probes))
-            count = probes
-        total = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+            draws = (normal(x.detach(), generator) for _ in range(probes))
+            directions = (z.sign() for z in draws) if law == "rademacher" else draws
         for v in directions:
             (product,) = torch.autograd.grad(value, x, v, retain_graph=True, materialize_grads=True)
             total = total + (product * v).sum(1)
-    return total.detach() / count
+    return total.detach() / (probes or 1)

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from finediff.diffusion.process import require
 from finediff.diffusion.score import EMA, ScoreModel
 
 
@@ -41,8 +42,7 @@ class History:
     best_step : int
         Step of the weights that were kept.
     stopped : str
-        "budget" (all steps were used), "early" (the held-out loss stopped improving, or a callback
-        asked to stop) or "" (unfinished).
+        "budget" (all steps were used), "early" (no improvement, or a callback asked) or "" (unfinished).
     """
 
     step: list[int] = field(default_factory=list)
@@ -97,27 +97,22 @@ def train(
         Returns the loss of a batch, a scalar; see `finediff.diffusion.objective`.
     steps, batch : int
         Updates of the weights, and rows drawn (with replacement) for each; at most n.
-    learning_rate, weight_decay : float
-        Of AdamW; the rate is the highest of its schedule.
-    ema_decay : float
-        See `EMA`.
+    learning_rate, weight_decay, ema_decay : float
+        Of AdamW (the highest rate of the schedule), and of `EMA`.
     held_out : (n_held_out, d), optional
         Rows for early stopping; without them the whole budget is used.
     condition, held_out_condition : (n, c), (n_held_out, c), optional
         What goes with each row.
-    evaluate_every : int
-        Updates between evaluations; the last update is always evaluated.
-    patience : int or None
-        Evaluations without improvement before stopping; None never stops early.
+    evaluate_every, patience : int
+        Updates between evaluations (the last is always evaluated), and evaluations without improvement before
+        stopping; with patience None it never stops early.
     callbacks : functions of `Evaluation`
         Return True to stop.
     checkpoint : path, optional
         A .safetensors file written whole at each evaluation. If it exists, training goes on from it and ends
         with the weights that an uninterrupted run ends with.
-    progress : bool, optional
-        A bar with the time left on standard error; by default where that is a terminal.
-    label : str
-        Name on the bar.
+    progress, label : bool, str
+        A bar of that name with the time left on standard error; by default where that is a terminal.
     generator : torch.Generator, optional
         On the model's device; the source of batches, times and noise.
 
@@ -133,8 +128,7 @@ def train(
     generator = generator or torch.Generator(device=model.device)
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
-    average = EMA(model, ema_decay)
-    best, best_loss, since_best, history, start = None, math.inf, 0, History(), 0
+    average, best, history = EMA(model, ema_decay), {}, History()
     # Its own seed, drawn before the first step: the held-out noise is the same at every evaluation.
     held_out_seed = int(torch.randint(2**31, (), generator=generator, device=model.device))
     signature = {
@@ -152,23 +146,16 @@ def train(
         "seed": held_out_seed,
     }
     if checkpoint is not None and Path(checkpoint).exists():
-        saved = _Checkpoint.read(Path(checkpoint), signature)
-        start, best_loss, since_best, history = saved.step, saved.best_loss, saved.since_best, saved.history
-        saved.restore(model, optimizer, average, generator)
-        best = saved.best
+        history, best = _resume(Path(checkpoint), signature, model, optimizer, average, generator)
 
-    running, count = torch.zeros((), device=model.device), 0
+    losses = []
+    todo = range(average.updates, 0 if history.stopped else steps)
     # Closed at once on an error: a bar left to the garbage collector goes on drawing while the traceback lives.
-    with closing(_bar(range(start, 0 if history.stopped else steps), steps, progress, label)) as todo:
-        for step in todo:
-            rate = (
-                learning_rate
-                * min(1.0, (step + 1) / min(200, steps))
-                * 0.5
-                * (1 + math.cos(math.pi * step / steps))
-            )
+    with closing(_bar(todo, steps, progress, label)) as numbers:
+        for done in numbers:
+            warm = min(1.0, (done + 1) / min(200, steps))
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate * warm * (1 + math.cos(math.pi * done / steps)) / 2
             rows = torch.randint(len(x), (min(batch, len(x)),), device=x.device, generator=generator)
             loss = objective(model, x[rows], None if condition is None else condition[rows], generator)
             optimizer.zero_grad(set_to_none=True)
@@ -176,51 +163,41 @@ def train(
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             average.update(model)
-            running, count = running + loss.detach(), count + 1
+            losses.append(loss.detach())
+            step = done + 1
+            if step % evaluate_every and step < steps:
+                continue
 
-            if (step + 1) % evaluate_every == 0 or step + 1 == steps:
-                train_loss = float(running / count)
-                running, count = torch.zeros((), device=model.device), 0
-                if not math.isfinite(train_loss):
-                    raise ValueError(
-                        f"expected a finite loss, got {train_loss} at step {step + 1}: lower the learning rate "
-                        f"({learning_rate:g}), or check the rows for extreme values"
-                    )
-                history.step.append(step + 1)
-                history.train_loss.append(train_loss)
-                loss_now = None
-                if held_out is not None:
-                    loss_now = _held_out_loss(
-                        model, average, held_out, held_out_condition, objective, held_out_seed
-                    )
-                    if not math.isfinite(loss_now):
-                        raise ValueError(
-                            f"expected a finite held-out loss, got {loss_now} at step {step + 1}: check the "
-                            "held-out rows for missing or extreme values"
-                        )
-                    history.held_out_loss.append(loss_now)
-                if loss_now is None or loss_now < best_loss:
-                    best = {k: v.clone() for k, v in average.average.items()}
-                    best_loss, since_best, history.best_step = (
-                        loss_now if loss_now is not None else math.inf,
-                        0,
-                        step + 1,
-                    )
-                else:
-                    since_best += 1
-                told = Evaluation(step + 1, steps, train_loss, loss_now, model, average.average)
-                asked_to_stop = [callback(told) for callback in callbacks]
-                if any(asked_to_stop) or (patience is not None and since_best >= patience):
-                    history.stopped = "early"
-                elif step + 1 == steps:
-                    history.stopped = "budget"
-                if checkpoint is not None:
-                    _Checkpoint(step + 1, best_loss, since_best, history, signature, best).write(
-                        Path(checkpoint), model, optimizer, average, generator
-                    )
-                if history.stopped:
-                    break
-    if best is not None:
+            train_loss, loss_now = float(torch.stack(losses).mean()), None
+            losses.clear()
+            advice = f"lower the learning rate ({learning_rate:g}), or check the rows for extreme values"
+            require(math.isfinite(train_loss), "a finite loss", f"{train_loss} at step {step}", advice)
+            improved = True
+            if held_out is not None:
+                loss_now = _held_out_loss(
+                    model, average, held_out, held_out_condition, objective, held_out_seed
+                )
+                advice = "check the held-out rows for missing or extreme values"
+                found = f"{loss_now} at step {step}"
+                require(math.isfinite(loss_now), "a finite held-out loss", found, advice)
+                improved = loss_now < min(history.held_out_loss, default=math.inf)
+                history.held_out_loss.append(loss_now)
+            history.step.append(step)
+            history.train_loss.append(train_loss)
+            if improved:
+                best, history.best_step = {k: v.clone() for k, v in average.average.items()}, step
+            since_best = len(history.step) - 1 - history.step.index(history.best_step)
+            told = Evaluation(step, steps, train_loss, loss_now, model, average.average)
+            asked_to_stop = [callback(told) for callback in callbacks]
+            if any(asked_to_stop) or (patience is not None and since_best >= patience):
+                history.stopped = "early"
+            elif step == steps:
+                history.stopped = "budget"
+            if checkpoint is not None:
+                _save(Path(checkpoint), signature, history, best, model, optimizer, average, generator)
+            if history.stopped:
+                break
+    if best:
         model.load_state_dict(best)
     return history
 
@@ -258,81 +235,49 @@ def _held_out_loss(
     generator = torch.Generator(device=model.device).manual_seed(seed)
     current = {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(average.average)
-    rows = rows.repeat(repeats, 1)
-    condition = None if condition is None else condition.repeat(repeats, 1)
     # Shuffled, because times are stratified in the order of the rows and rows may be ordered in time.
-    order = torch.randperm(len(rows), generator=generator, device=rows.device)
+    order = torch.randperm(repeats * len(rows), generator=generator, device=rows.device) % len(rows)
     loss = float(objective(model, rows[order], None if condition is None else condition[order], generator))
     model.load_state_dict(current)
     return loss
 
 
-@dataclass
-class _Checkpoint:
-    """A training on disk: every tensor in one safetensors file, everything else as JSON in its header."""
+# A checkpoint is one safetensors file: the tensors by owner, and the rest as JSON in its header.
 
-    step: int
-    best_loss: float
-    since_best: int
-    history: History
-    signature: dict
-    best: dict[str, Tensor] | None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def write(self, path: Path, model, optimizer, average: EMA, generator: torch.Generator) -> None:
-        tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
-        tensors |= {f"average/{k}": v for k, v in average.average.items()}
-        tensors |= {f"best/{k}": v for k, v in (self.best or {}).items()}
-        for i, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{k}": v for k, v in state.items()}
-        tensors["generator"] = generator.get_state()
-        about = {
-            "step": self.step,
-            "best_loss": self.best_loss,
-            "since_best": self.since_best,
-            "history": asdict(self.history),
-            "signature": self.signature,
-            "average_updates": average.updates,
-        }
-        partial = path.with_name(path.name + ".partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            partial,
-            metadata={"training": json.dumps(about)},
-        )
-        os.replace(partial, path)
+def _save(path: Path, signature, history, best, model, optimizer, average: EMA, generator) -> None:
+    owners = {"model": model.state_dict(), "average": average.average, "best": best}
+    owners |= {f"optimizer/{i}": state for i, state in optimizer.state_dict()["state"].items()}
+    tensors = {f"{owner}/{k}": v for owner, state in owners.items() for k, v in state.items()}
+    tensors["generator"] = generator.get_state()
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
+    about = json.dumps({"history": asdict(history), "signature": signature})
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, partial, metadata={"training": about})
+    os.replace(partial, path)
 
-    @classmethod
-    def read(cls, path: Path, signature: dict) -> _Checkpoint:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["training"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-        found = about["signature"]
-        changed = [name for name in signature if found.get(name) != signature[name]]
-        if changed:
-            raise ValueError(
-                f"expected a checkpoint of this training in {path}, got one of another (different: "
-                f"{', '.join(changed)}): delete the file to start again, or call fit with the data and settings it "
-                "was made with"
-            )
-        best = {k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")} or None
-        history = History(**about["history"])
-        saved = cls(about["step"], about["best_loss"], about["since_best"], history, signature, best, tensors)
-        saved.average_updates = about["average_updates"]
-        return saved
 
-    def restore(self, model, optimizer, average: EMA, generator: torch.Generator) -> None:
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+def _resume(path: Path, signature, model, optimizer, average: EMA, generator) -> tuple[History, dict]:
+    """Put a checkpoint's state back in place; returns its history and its best weights."""
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["training"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+    changed = ", ".join(name for name in signature if about["signature"].get(name) != signature[name])
+    advice = "delete the file to start again, or call fit with the data and settings it was made with"
+    found = f"one of another (different: {changed})"
+    require(not changed, f"a checkpoint of this training in {path}", found, advice)
 
-        model.load_state_dict(part("model/"))
-        for name, value in part("average/").items():
-            average.average[name].copy_(value)
-        average.updates = self.average_updates
-        state: dict[int, dict] = {}
-        for name, value in part("optimizer/").items():
-            index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        generator.set_state(self.tensors["generator"])
+    def part(owner: str) -> dict[str, Tensor]:
+        return {k.removeprefix(owner): v for k, v in tensors.items() if k.startswith(owner)}
+
+    history = History(**about["history"])
+    model.load_state_dict(part("model/"))
+    for name, value in part("average/").items():
+        average.average[name].copy_(value)
+    average.updates = history.step[-1]
+    groups = optimizer.state_dict()["param_groups"]
+    state = {i: part(f"optimizer/{i}/") for group in groups for i in group["params"]}
+    optimizer.load_state_dict({"state": {i: s for i, s in state.items() if s}, "param_groups": groups})
+    generator.set_state(tensors["generator"])
+    return history, part("best/")

@@ -9,8 +9,8 @@
     log p_t  = log p_fac(f_hat) + 1/2 log|2 pi Gamma| - 1/2 log|2 pi Lambda|
                - 1/2 (r - B f_hat)^T Lambda^-1 (r - B f_hat)
 
-With grad log p_fac = -Gamma^-1 (f_hat - alpha F_hat) the score is that of the paper,
-Lambda^-1 B Gamma grad log p_fac(f_hat) - Lambda^-1 (r - B f_hat); this form divides by neither alpha nor sigma.
+With grad log p_fac = -Gamma^-1 (f_hat - alpha F_hat) the score is that of the paper; this form divides by neither
+alpha nor sigma.
 No d x d matrix appears: batch x d x k at one time t, batch x d x k^2 where each row has its own.
 """
 
@@ -22,9 +22,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from finediff.diffusion.exact.gaussian import ExactScore, as_floating, as_shape, as_weights, eigen
+from finediff.diffusion.exact.gaussian import ExactScore, as_floating, as_mixture, as_shape
 from finediff.diffusion.exact.mixture import draw_mixture
-from finediff.diffusion.process import Process
+from finediff.diffusion.process import Process, normal, require
 
 
 def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -63,14 +63,9 @@ class MixtureFactors(FactorLaw):
 
     def __init__(self, weights, means, covariances) -> None:
         super().__init__()
-        covariances = as_floating(covariances)
-        if covariances.ndim != 3 or len(covariances) == 0:
-            raise ValueError(
-                f"expected covariances of shape (M, k, k), one a component, got {tuple(covariances.shape)}"
-            )
-        values, vectors = eigen(covariances)
-        self.register_buffer("weights", as_weights(weights, len(covariances), covariances))
-        self.register_buffer("means", as_shape("means", means, covariances.shape[:2], covariances))
+        weights, means, covariances, values, vectors = as_mixture(weights, means, covariances, "k")
+        self.register_buffer("weights", weights)
+        self.register_buffer("means", means)
         self.register_buffer("covariances", covariances)
         self.register_buffer("roots", vectors * values.sqrt()[:, None, :])
 
@@ -122,10 +117,8 @@ class FactorScore(ExactScore):
     idiosyncratic_variance : (d,), positive
         The diagonal of D.
     process : Process
-    factors : FactorLaw, optional
-        The law of F. Default: N(0, I).
-    mean : (d,), optional
-        Default 0.
+    factors, mean : FactorLaw, (d,), optional
+        The law of F and m. Default: N(0, I) and 0.
     """
 
     def __init__(
@@ -137,64 +130,55 @@ class FactorScore(ExactScore):
         factors: FactorLaw | None = None,
         mean=None,
     ) -> None:
-        super().__init__()
         loadings = as_floating(loadings)
-        if loadings.ndim != 2:
-            raise ValueError(f"expected loadings of shape (d, k), got {tuple(loadings.shape)}")
+        require(loadings.ndim == 2, "loadings of shape (d, k)", tuple(loadings.shape))
         loadings = as_shape("loadings", loadings, loadings.shape, loadings)
         d, k = loadings.shape
         variance = as_shape("an idiosyncratic variance", idiosyncratic_variance, (d,), loadings)
-        if not (variance > 0).all():
-            raise ValueError(
-                f"expected positive idiosyncratic variances, got {variance.min():.3g}: an asset without "
-                "noise of its own has a singular covariance; give it a small one, or use GaussianScore"
-            )
-        if k > 0 and torch.linalg.matrix_rank(loadings / variance.sqrt()[:, None]) < k:
-            raise ValueError(
-                f"expected loadings of full column rank {k}, got a lower one: drop the factors that repeat others"
-            )
-        self.process = process
-        self.register_buffer("loadings", loadings)
-        self.register_buffer("idiosyncratic_variance", variance)
-        self.register_buffer(
-            "mean", as_shape("a mean", torch.zeros(d) if mean is None else mean, (d,), loadings)
+        require(
+            (variance > 0).all(),
+            "positive idiosyncratic variances",
+            f"{variance.min():.3g}",
+            "an asset without noise of its own has a singular covariance; give it a small one, or use GaussianScore",
         )
+        full = k == 0 or torch.linalg.matrix_rank(loadings / variance.sqrt()[:, None]) == k
+        advice = "drop the factors that repeat others"
+        require(full, f"loadings of full column rank {k}", "a lower one", advice)
+        mean = as_shape("a mean", torch.zeros(d) if mean is None else mean, (d,), loadings)
+        super().__init__(process, loadings=loadings, idiosyncratic_variance=variance, mean=mean)
         if factors is None:
             factors = MixtureFactors.gaussian(loadings.new_zeros(k), torch.eye(k).to(loadings))
         self.factors = factors
 
     def _project(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """r (batch, d), alpha, diag Lambda (d,) or (batch, d), f_hat (batch, k), Gamma (k, k) or (batch, k, k)."""
-        alpha, sigma = self._levels(t, x)
+        alpha, sigma = self.process.levels(t, x)
         r = x - alpha * self.mean
         noise = alpha**2 * self.idiosyncratic_variance + sigma**2
         precision = (self.loadings.T / noise[..., None, :]) @ self.loadings
         gamma = torch.cholesky_inverse(torch.linalg.cholesky(precision))
         return r, alpha, noise, _apply(gamma, (r / noise) @ self.loadings), gamma
 
-    def _residual(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """r - alpha B F_hat, B F_hat, alpha and diag Lambda."""
+    def _residual(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor]:
+        """Lambda^-1 (r - alpha B F_hat), which is minus the score, B F_hat and alpha."""
         r, alpha, noise, f, gamma = self._project(x, t)
         common = self.factors.denoise(f, t, alpha, gamma) @ self.loadings.T
-        return r - alpha * common, common, alpha, noise
+        return (r - alpha * common) / noise, common, alpha
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        residual, common, alpha, noise = self._residual(x, t)
-        return self.mean + common + alpha * self.idiosyncratic_variance / noise * residual
+        residual, common, alpha = self._residual(x, t)
+        return self.mean + common + alpha * self.idiosyncratic_variance * residual
 
     def score(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        residual, _, _, noise = self._residual(x, t)
-        return -residual / noise
+        return -self._residual(x, t)[0]
 
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
         r, alpha, noise, f, gamma = self._project(x, t)
         residual = r - f @ self.loadings.T
         complement = (residual**2 / noise + torch.log(2 * torch.pi * noise)).sum(-1)
-        return self.factors.log_prob(f, t, alpha, gamma) + 0.5 * (
-            torch.logdet(2 * torch.pi * gamma) - complement
-        )
+        determinant = torch.logdet(2 * torch.pi * gamma)
+        return self.factors.log_prob(f, t, alpha, gamma) + 0.5 * (determinant - complement)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         common = self.factors.sample(n, generator) @ self.loadings.T
-        z = torch.randn(n, len(self.mean), dtype=self.dtype, device=self.device, generator=generator)
-        return self.mean + common + z * self.idiosyncratic_variance.sqrt()
+        return self.mean + common + normal(common, generator) * self.idiosyncratic_variance.sqrt()

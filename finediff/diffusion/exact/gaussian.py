@@ -16,12 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finediff.diffusion.process import Process, as_time, expand
+from finediff.diffusion.process import Process, normal, require
 from finediff.diffusion.score import ScoreModel
 
 
 class ExactScore(ScoreModel, ABC):
     """A `ScoreModel` whose law is known: its density at every t, and exact draws."""
+
+    def __init__(self, process: Process, **buffers: Tensor) -> None:
+        super().__init__()
+        self.process = process
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
 
     @abstractmethod
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
@@ -32,12 +38,7 @@ class ExactScore(ScoreModel, ABC):
         """Exact draws of x_0, (n, d)."""
 
     def noise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        return -self._levels(t, x)[1] * self.score(x, t, condition)
-
-    def _levels(self, t, x: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha(t) and sigma(t), () or (batch, 1)."""
-        t = as_time(t)
-        return expand(self.process.alpha(t), x), expand(self.process.sigma(t), x)
+        return -self.process.levels(t, x)[1] * self.score(x, t, condition)
 
 
 def as_floating(value, like: Tensor | None = None) -> Tensor:
@@ -51,44 +52,47 @@ def as_floating(value, like: Tensor | None = None) -> Tensor:
 
 def as_shape(name: str, value, shape: tuple[int, ...], like: Tensor) -> Tensor:
     value = as_floating(value, like)
-    if value.shape != shape:
-        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
-    if not value.isfinite().all():
-        raise ValueError(f"expected finite {name}, got NaN or infinity: clean the panel first")
+    require(value.shape == shape, f"{name} of shape {tuple(shape)}", tuple(value.shape))
+    require(value.isfinite().all(), f"finite {name}", "NaN or infinity", "clean the panel first")
     return value
 
 
 def as_weights(weights, count: int, like: Tensor) -> Tensor:
     """Probabilities (count,): non-negative, sum 1."""
     weights = as_shape("weights", weights, (count,), like)
-    if (weights < 0).any() or not abs(weights.sum() - 1) < 1e-4:
-        raise ValueError(
-            f"expected weights >= 0 of sum 1, got the smallest {weights.min():.3g} and the sum "
-            f"{weights.sum():.6g}: they are probabilities, divide them by their sum"
-        )
+    found = f"the smallest {weights.min():.3g} and the sum {weights.sum():.6g}"
+    good = (weights >= 0).all() and abs(weights.sum() - 1) < 1e-4
+    require(good, "weights >= 0 of sum 1", found, "they are probabilities, divide them by their sum")
     return weights / weights.sum()
 
 
 def eigen(covariance: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (..., d) and eigenvectors (..., d, d) of covariances (..., d, d); raises unless they are ones."""
-    if covariance.ndim < 2 or covariance.shape[-1] != covariance.shape[-2]:
-        raise ValueError(f"expected a covariance of shape (d, d), got {tuple(covariance.shape)}")
-    if not covariance.isfinite().all():
-        raise ValueError("expected a finite covariance, got NaN or infinity: clean the panel first")
+    square = covariance.ndim >= 2 and covariance.shape[-1] == covariance.shape[-2]
+    require(square, "a covariance of shape (d, d)", tuple(covariance.shape))
+    require(covariance.isfinite().all(), "a finite covariance", "NaN or infinity", "clean the panel first")
     if covariance.numel() == 0:
         return covariance.new_zeros(covariance.shape[:-1]), covariance
     # Half the digits: the sample covariance of a float32 panel is positive and symmetric only up to roundoff.
-    tolerance = torch.finfo(covariance.dtype).eps ** 0.5
+    epsilon = torch.finfo(covariance.dtype).eps
     asymmetry = (covariance - covariance.mT).abs().amax()
-    if asymmetry > tolerance * covariance.abs().amax():
-        raise ValueError(f"expected a symmetric covariance, got an asymmetry of {asymmetry:.3g}")
+    symmetric = asymmetry <= epsilon**0.5 * covariance.abs().amax()
+    require(symmetric, "a symmetric covariance", f"an asymmetry of {asymmetry:.3g}")
     values, vectors = torch.linalg.eigh(covariance)
-    if (values[..., 0] < -tolerance * values[..., -1].abs()).any():
-        raise ValueError(
-            f"expected a positive semidefinite covariance, got an eigenvalue {values[..., 0].min():.3g}"
-        )
-    rounding = covariance.shape[-1] * torch.finfo(values.dtype).eps * values[..., -1:]
-    return values.where(values > rounding, 0.0), vectors
+    least, largest = values[..., :1], values[..., -1:]
+    positive = (least >= -(epsilon**0.5) * largest.abs()).all()
+    require(positive, "a positive semidefinite covariance", f"an eigenvalue {least.min():.3g}")
+    return values.where(values > covariance.shape[-1] * epsilon * largest, 0.0), vectors
+
+
+def as_mixture(weights, means, covariances, d: str = "d") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weights (M,), means (M, d), covariances (M, d, d) and their eigenvalues and eigenvectors."""
+    covariances = as_floating(covariances)
+    good = covariances.ndim == 3 and len(covariances) > 0
+    require(good, f"covariances of shape (M, {d}, {d}), one a component", tuple(covariances.shape))
+    values, vectors = eigen(covariances)
+    weights = as_weights(weights, len(covariances), covariances)
+    return weights, as_shape("means", means, covariances.shape[:2], covariances), covariances, values, vectors
 
 
 def noised(variances: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -113,31 +117,30 @@ class GaussianScore(ExactScore):
     """
 
     def __init__(self, mean, covariance, process: Process) -> None:
-        super().__init__()
         covariance = as_floating(covariance)
-        if covariance.ndim != 2:
-            raise ValueError(f"expected a covariance of shape (d, d), got {tuple(covariance.shape)}")
-        eigenvalues, eigenvectors = eigen(covariance)
-        self.process = process
-        self.register_buffer("mean", as_shape("a mean", mean, covariance.shape[:1], covariance))
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("eigenvectors", eigenvectors)
+        require(covariance.ndim == 2, "a covariance of shape (d, d)", tuple(covariance.shape))
+        values, vectors = eigen(covariance)
+        mean = as_shape("a mean", mean, covariance.shape[:1], covariance)
+        super().__init__(process, mean=mean, eigenvalues=values, eigenvectors=vectors)
+
+    def _components(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor]:
+        """alpha, z and c."""
+        alpha, sigma = self.process.levels(t, x)
+        z = (x - alpha * self.mean) @ self.eigenvectors
+        return alpha, z, noised(self.eigenvalues, alpha, sigma)
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        alpha, sigma = self._levels(t, x)
-        gain = alpha * self.eigenvalues / noised(self.eigenvalues, alpha, sigma)
-        return self.mean + ((x - alpha * self.mean) @ self.eigenvectors * gain) @ self.eigenvectors.T
+        alpha, z, variance = self._components(x, t)
+        return self.mean + (z * (alpha * self.eigenvalues / variance)) @ self.eigenvectors.T
 
     def score(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        alpha, sigma = self._levels(t, x)
-        z = (x - alpha * self.mean) @ self.eigenvectors
-        return -(z / noised(self.eigenvalues, alpha, sigma)) @ self.eigenvectors.T
+        _, z, variance = self._components(x, t)
+        return -(z / variance) @ self.eigenvectors.T
 
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
-        alpha, sigma = self._levels(t, x)
-        z = (x - alpha * self.mean) @ self.eigenvectors
-        return log_normal(z, noised(self.eigenvalues, alpha, sigma))
+        _, z, variance = self._components(x, t)
+        return log_normal(z, variance)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        z = torch.randn(n, len(self.mean), dtype=self.dtype, device=self.device, generator=generator)
+        z = normal(self.mean[None], generator, n)
         return self.mean + (z * self.eigenvalues.sqrt()) @ self.eigenvectors.T

@@ -19,20 +19,18 @@ from torch import Tensor
 from finediff.diffusion.exact.gaussian import (
     ExactScore,
     as_floating,
+    as_mixture,
     as_shape,
-    as_weights,
-    eigen,
     log_normal,
     noised,
 )
-from finediff.diffusion.process import Process
+from finediff.diffusion.process import Process, normal, require
 
 
 def draw_mixture(weights: Tensor, means: Tensor, roots: Tensor, n: int, generator) -> Tensor:
     """n draws of sum_m w_m N(means_m, roots_m roots_m^T): (M,), (M, d), (M, d, d) -> (n, d)."""
     component = torch.multinomial(weights, n, replacement=True, generator=generator)
-    z = torch.randn(n, means.shape[1], dtype=means.dtype, device=means.device, generator=generator)
-    draws = means[component]
+    z, draws = normal(means, generator, n), means[component]
     for m in component.unique():
         rows = component == m
         draws[rows] += z[rows] @ roots[m].T
@@ -51,22 +49,12 @@ class MixtureScore(ExactScore):
     """
 
     def __init__(self, weights, means, covariances, process: Process) -> None:
-        super().__init__()
-        covariances = as_floating(covariances)
-        if covariances.ndim != 3 or len(covariances) == 0:
-            raise ValueError(
-                f"expected covariances of shape (M, d, d), one a component, got {tuple(covariances.shape)}"
-            )
-        eigenvalues, eigenvectors = eigen(covariances)
-        self.process = process
-        self.register_buffer("weights", as_weights(weights, len(covariances), covariances))
-        self.register_buffer("means", as_shape("means", means, covariances.shape[:2], covariances))
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("eigenvectors", eigenvectors)
+        weights, means, _, values, vectors = as_mixture(weights, means, covariances)
+        super().__init__(process, weights=weights, means=means, eigenvalues=values, eigenvectors=vectors)
 
     def _components(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, z = U_m^T (x - alpha m_m), its variances and log w_m N(x; ...): (batch, M, d) and (batch, M)."""
-        alpha, sigma = self._levels(t, x[:, None])
+        alpha, sigma = self.process.levels(t, x[:, None])
         z = torch.einsum("bmd,mde->bme", x[:, None] - alpha * self.means, self.eigenvectors)
         variance = noised(self.eigenvalues, alpha, sigma)
         return alpha, z, variance, self.weights.log() + log_normal(z, variance)
@@ -108,17 +96,13 @@ class EmpiricalScore(ExactScore):
     """
 
     def __init__(self, rows, process: Process, *, chunk: int = 2048) -> None:
-        super().__init__()
         rows = as_floating(rows)
-        if rows.ndim != 2 or rows.numel() == 0:
-            raise ValueError(f"expected rows of shape (n, d), got {tuple(rows.shape)}")
-        if chunk < 1:
-            raise ValueError(f"expected a chunk of at least 1 row, got {chunk}: use chunk=2048")
+        require(rows.ndim == 2 and rows.numel() > 0, "rows of shape (n, d)", tuple(rows.shape))
+        require(chunk >= 1, "a chunk of at least 1 row", chunk, "use chunk=2048")
         rows = as_shape("rows", rows, rows.shape, rows)
-        self.process, self.chunk = process, chunk
         # Centred rows: energies are differences of products, and a common offset would cost them digits.
-        self.register_buffer("mean", rows.mean(0))
-        self.register_buffer("centred", rows - self.mean)
+        super().__init__(process, mean=rows.mean(0), centred=rows - rows.mean(0))
+        self.chunk = chunk
 
     def _energies(self, x: Tensor, alpha: Tensor):
         """Chunks of rows, with (|x - alpha x_i|^2 - |x - alpha mean|^2)/2, (batch, chunk): no row's |x|^2 in it."""
@@ -127,7 +111,7 @@ class EmpiricalScore(ExactScore):
             yield rows, alpha**2 * (rows**2).sum(1) / 2 - x @ rows.T
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        alpha, sigma = self._levels(t, x)
+        alpha, sigma = self.process.levels(t, x)
         variance = (sigma**2).clamp(min=torch.finfo(x.dtype).tiny)
         lowest = torch.full_like(x[:, :1], math.inf)
         total, weighted = torch.zeros_like(lowest), torch.zeros_like(x)
@@ -140,7 +124,7 @@ class EmpiricalScore(ExactScore):
         return self.mean + weighted / total
 
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
-        alpha, sigma = self._levels(t, x)
+        alpha, sigma = self.process.levels(t, x)
         inner = [torch.logsumexp(-e / sigma**2, 1) for _, e in self._energies(x, alpha)]
         base = log_normal(x - alpha * self.mean, (sigma**2).expand_as(x))
         return torch.stack(inner, 1).logsumexp(1) - math.log(len(self.centred)) + base

@@ -14,15 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from finediff.diffusion.exact.gaussian import (
-    ExactScore,
-    as_floating,
-    as_shape,
-    as_weights,
-    eigen,
-    noised,
-)
-from finediff.diffusion.process import Process
+from finediff.diffusion.exact.gaussian import ExactScore, as_floating, as_shape, as_weights, eigen, noised
+from finediff.diffusion.process import Process, normal, require
 
 # Shrinkages that `fit` chooses among: 0, and steps over which the likelihood changes little.
 LADDER = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
@@ -57,16 +50,17 @@ class ScaleMixtureScore(ExactScore):
     leave_one_out: float | None = None
 
     def __init__(self, scales, weights, mean, covariance, process: Process) -> None:
-        super().__init__()
         covariance = as_floating(covariance)
         eigenvalues, eigenvectors = eigen(covariance)
         scales = _as_scales(scales, covariance)
-        self.process = process
-        self.register_buffer("scales", scales)
-        self.register_buffer("weights", as_weights(weights, len(scales), covariance))
-        self.register_buffer("mean", as_shape("a mean", mean, covariance.shape[:1], covariance))
-        self.register_buffer("eigenvalues", eigenvalues)
-        self.register_buffer("eigenvectors", eigenvectors)
+        super().__init__(
+            process,
+            scales=scales,
+            weights=as_weights(weights, len(scales), covariance),
+            mean=as_shape("a mean", mean, covariance.shape[:1], covariance),
+            eigenvalues=eigenvalues,
+            eigenvectors=eigenvectors,
+        )
 
     @property
     def covariance(self) -> Tensor:
@@ -75,9 +69,9 @@ class ScaleMixtureScore(ExactScore):
 
     def _components(self, x: Tensor, t) -> tuple[Tensor, Tensor, Tensor]:
         """z (batch, d), c (M, d) or (batch, M, d), and log w_k N(x; ..., c_k) (batch, M)."""
-        alpha, _ = self._levels(t, x)
+        alpha, _ = self.process.levels(t, x)
         z = (x - alpha * self.mean) @ self.eigenvectors
-        variance = noised(self.scales[:, None] * self.eigenvalues, *self._levels(t, x[:, None]))
+        variance = noised(self.scales[:, None] * self.eigenvalues, *self.process.levels(t, x[:, None]))
         quadratic = torch.einsum("bj,...kj->bk" if variance.ndim == 2 else "bj,bkj->bk", z**2, 1 / variance)
         logs = torch.log(2 * torch.pi * variance).sum(-1)
         return z, variance, self.weights.log() - 0.5 * (quadratic + logs)
@@ -91,7 +85,7 @@ class ScaleMixtureScore(ExactScore):
         return self._components(x, t)[2].softmax(1)
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        alpha, _ = self._levels(t, x)
+        alpha, _ = self.process.levels(t, x)
         z, variance, joint = self._components(x, t)
         wanted = self._average(joint.softmax(1), self.scales[:, None] / variance)
         return self.mean + (z * alpha * self.eigenvalues * wanted) @ self.eigenvectors.T
@@ -103,28 +97,23 @@ class ScaleMixtureScore(ExactScore):
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
         return self._components(x, t)[2].logsumexp(1)
 
-    def _draw(self, n: int, generator) -> Tensor:
-        return torch.randn(n, len(self.mean), dtype=self.dtype, device=self.device, generator=generator)
-
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        y = self._draw(n, generator) * self.eigenvalues.sqrt()
-        return self.mean + (self.scales[k].sqrt()[:, None] * y) @ self.eigenvectors.T
+        z = normal(self.mean[None], generator, n)
+        return self.mean + ((self.scales[k, None] * self.eigenvalues).sqrt() * z) @ self.eigenvectors.T
 
     def sample_posterior(self, x: Tensor, t, generator: torch.Generator | None = None) -> Tensor:
         """One exact draw of x_0 given x_t = x for each row, (batch, d): a scale from its posterior, then a Gaussian.
 
         In an SDE sampler this replaces the Gaussian of DDPM around E[x_0|x_t], which has the wrong spread.
         """
-        alpha, sigma = self._levels(t, x)
+        alpha, sigma = self.process.levels(t, x)
         z, variance, joint = self._components(x, t)
         k = torch.multinomial(joint.softmax(1), 1, generator=generator)[:, 0]
         c = variance[k] if variance.ndim == 2 else variance[torch.arange(len(x), device=x.device), k]
-        prior = self.scales[k][:, None] * self.eigenvalues
-        spread = sigma * (prior / c).sqrt()
-        return (
-            self.mean + (alpha * prior / c * z + spread * self._draw(len(x), generator)) @ self.eigenvectors.T
-        )
+        prior = self.scales[k, None] * self.eigenvalues
+        y = alpha * prior / c * z + sigma * (prior / c).sqrt() * normal(z, generator)
+        return self.mean + y @ self.eigenvectors.T
 
     @classmethod
     def fit(
@@ -150,19 +139,15 @@ class ScaleMixtureScore(ExactScore):
             Returns, one row a date, scaled so that the path's noise levels fit them.
         process : Process
             The path along which the law is then diffused; the fit does not depend on it.
-        scales : (M,), optional
-            The grid, in units of the sample covariance. Default: `default_scales`.
-        n_scales : int
-            Size of the default grid.
+        scales, n_scales : (M,), int
+            The grid, in units of the sample covariance, or the size of a default one, see `default_scales`.
         shrinkage : float in [0, 1), optional
             s, the share of T = the diagonal of the sample covariance. What EM never decreases is
             (1 - s) log-likelihood - s/2 (log|S| + tr S^-1 T). Default: the best of eight values by the
             leave-one-out likelihood. With n near or below d a small s fits each row with its own direction,
             leaves no volatility to be seen, and loses to a Gaussian: .5 to .9 is right there.
-        iterations : int
-            At most so many.
-        tolerance : float
-            EM stops when an iteration gains less, in nats a row.
+        iterations, tolerance : int, float
+            EM stops after so many, or when one gains less, in nats a row.
 
         Raises
         ------
@@ -170,12 +155,10 @@ class ScaleMixtureScore(ExactScore):
             Where the covariance is singular and not shrunk, or a column is constant.
         """
         X = as_floating(X)
-        if X.ndim != 2 or len(X) < 2:
-            raise ValueError(f"expected X of shape (n, d) with n >= 2, got {tuple(X.shape)}")
-        if shrinkage is not None and not 0 <= shrinkage < 1:
-            raise ValueError(f"expected a shrinkage in [0, 1) or None, got {shrinkage}")
-        if iterations < 1:
-            raise ValueError(f"expected at least 1 iteration, got {iterations}")
+        require(X.ndim == 2 and len(X) >= 2, "X of shape (n, d) with n >= 2", tuple(X.shape))
+        good = shrinkage is None or 0 <= shrinkage < 1
+        require(good, "a shrinkage in [0, 1) or None", shrinkage)
+        require(iterations >= 1, "at least 1 iteration", iterations)
         rows = as_shape("X", X, X.shape, X).double()
         scales = None if scales is None else _as_scales(scales, rows)
         model = None
@@ -184,21 +167,20 @@ class ScaleMixtureScore(ExactScore):
             if fitted is not None and (model is None or fitted[-1] > model.leave_one_out):
                 model = cls(*fitted[:-2], process)
                 model.shrinkage, model.likelihoods, model.leave_one_out = s, *fitted[-2:]
-        if model is None:
-            raise ValueError(
-                f"expected a covariance of full rank, got a singular one from X of shape {tuple(X.shape)} with "
-                f"shrinkage={shrinkage}, because rows are too few or columns are constant or repeat others: drop "
-                "such columns, or let shrinkage=None choose"
-            )
+        require(
+            model is not None,
+            "a covariance of full rank",
+            f"a singular one from X of shape {tuple(X.shape)} with shrinkage={shrinkage}, because rows are too few or "
+            "columns are constant or repeat others",
+            "drop such columns, or let shrinkage=None choose",
+        )
         return model.to(X)
 
 
 def _as_scales(scales, like: Tensor) -> Tensor:
     scales = as_floating(scales, like)
-    if scales.ndim != 1 or len(scales) == 0 or not ((scales > 0) & scales.isfinite()).all():
-        raise ValueError(
-            f"expected positive finite scales of shape (M,), got {scales}: they multiply the variance"
-        )
+    good = scales.ndim == 1 and len(scales) > 0 and ((scales > 0) & scales.isfinite()).all()
+    require(good, "positive finite scales of shape (M,)", scales, "they multiply the variance")
     return scales
 
 
@@ -208,8 +190,7 @@ def default_scales(q: Tensor, count: int) -> Tensor:
     No row is likelier under a v beyond the largest q or below the smallest; in few dimensions q comes close
     to 0 by chance, so the grid starts no lower than exp(-5) times the median.
     """
-    if count < 1:
-        raise ValueError(f"expected at least 1 scale, got {count}: use n_scales=16")
+    require(count >= 1, "at least 1 scale", count, "use n_scales=16")
     high = q.max().log().item()
     low = max(q.min().log().item(), q.median().log().item() - 5, high - 20)
     if count == 1 or not low < high:
