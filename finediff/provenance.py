@@ -117,15 +117,20 @@ def whole_file(path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def whole_directory(path, *, marker: str) -> Iterator[Path]:
-    """As `whole_file` for a directory of results; an old one is replaced only if it holds the file ``marker``."""
-    path = Path(path)
+def refuse_foreign(path: Path, marker: str) -> None:
+    """Raise ValueError where a directory of results would replace something that is not one; costs nothing, ask first."""
     if path.exists() and not (path / marker).exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(
             f"expected a new directory, or one written before (it holds {marker}), got {path}: choose another name, "
             "so that nothing of yours is lost"
         )
+
+
+@contextlib.contextmanager
+def whole_directory(path, *, marker: str) -> Iterator[Path]:
+    """As `whole_file` for a directory of results; an old one is replaced only if it holds the file ``marker``."""
+    path = Path(path)
+    refuse_foreign(path, marker)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     partial.mkdir()

@@ -117,6 +117,20 @@ def test_check_tells_clean_from_findings_from_unreadable(run, prices, tmp_path):
     assert error.startswith("error: expected a table")
 
 
+def test_a_name_that_cannot_be_written_is_refused_before_the_work(run, prices, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "finediff.generators.DDPMGenerator.fit", lambda *_: pytest.fail("it was trained in vain")
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("years of work")
+    code, _, error = run("fit", prices, "--out", tmp_path / "mine")
+    assert code == 2
+    assert "nothing of yours is lost" in error
+    code, _, error = run("sample", tmp_path / "no model yet", "--out", tmp_path / "s.txt")
+    assert code == 2
+    assert "expected a file ending in .parquet or .csv" in error
+
+
 def test_doctor_names_versions(run):
     code, text, _ = run("doctor")
     assert code == 0

@@ -83,8 +83,6 @@ def write_table(frame: pd.DataFrame, out: Path, command: str, configuration: dic
     """A table, whole, with its manifest beside it."""
     from finediff.provenance import manifest, whole_file, write_manifest
 
-    if out.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"expected a file ending in .parquet or .csv, got {out}: change --out")
     with whole_file(out) as partial:
         if out.suffix == ".parquet":
             frame.to_parquet(partial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,4 +42,14 @@ Start = Annotated[str | None, typer.Option(help="First date used, e.g. 2000-01-0
 End = Annotated[str | None, typer.Option(help="Last date used.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same bits.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")]
+
+
+def _table(out: Path) -> Path:
+    """Refuse a name that cannot be written before the work, not after it."""
+    if out.suffix not in (".parquet", ".csv"):
+        raise ValueError(f"expected a file ending in .parquet or .csv, got {out}: change --out")
+    return out
+
+
+Table = Annotated[Path, typer.Option(help=".parquet or .csv file.", callback=_table)]
 Steps = Annotated[int, typer.Option(min=1, help="Largest number of training steps of a network.")]

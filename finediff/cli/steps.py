@@ -23,6 +23,7 @@ from finediff.cli.options import (
     Seed,
     Start,
     Steps,
+    Table,
 )
 
 
@@ -45,7 +46,7 @@ def check(panel: Panel, kind: KindOption = Kind.prices, start: Start = None, end
 @app.command()
 def fetch(
     tickers: Annotated[str, typer.Argument(help="Comma-separated: AAPL,MSFT,SPY")],
-    out: Annotated[Path, typer.Option(help=".parquet or .csv file.")] = Path("data/prices.parquet"),
+    out: Table = Path("data/prices.parquet"),
     start: Start = None,
     end: End = None,
     refresh: Annotated[bool, typer.Option(help="Ask again even if cached.")] = False,
@@ -77,8 +78,9 @@ def fit(
     steps: Steps = 2500,
 ) -> None:
     """Fit a generator to a panel and save it (safetensors and JSON)."""
-    from finediff.provenance import manifest, write_manifest
+    from finediff.provenance import manifest, refuse_foreign, write_manifest
 
+    refuse_foreign(out, "generator.json")  # before the training, so that nothing is lost
     returns = returns_of(panel, kind, missing, start, end)
     began = time.perf_counter()
     fitted = generator_of(model, seed, device, steps).fit(returns)
@@ -103,7 +105,7 @@ def fit(
 def sample(
     model: Annotated[Path, typer.Argument(help="Directory written by finediff fit.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of scenarios.")] = 10_000,
-    out: Annotated[Path, typer.Option(help=".parquet or .csv file.")] = Path("scenarios.parquet"),
+    out: Table = Path("scenarios.parquet"),
     seed: Seed = 0,
 ) -> None:
     """Draw scenarios from a fitted generator."""
@@ -125,7 +127,7 @@ def covariance(
         bool, typer.Option("--clean", help="Marchenko-Pastur clipping; held out it often costs.")
     ] = False,
     n: Annotated[int, typer.Option("--n", "-n", min=2, help="Scenarios used.")] = 10_000,
-    out: Annotated[Path, typer.Option(help=".parquet or .csv file.")] = Path("covariance.parquet"),
+    out: Table = Path("covariance.parquet"),
     kind: KindOption = Kind.prices,
     missing: MissingOption = Missing.error,
     start: Start = None,
@@ -182,7 +184,7 @@ def optimise(
     risk_aversion: Annotated[float, typer.Option(help="Of mean-variance.")] = 5.0,
     previous: Annotated[Path | None, typer.Option(help="Weights held now (CSV), for --turnover.")] = None,
     turnover: Annotated[float | None, typer.Option(help="Largest sum of absolute trades.")] = None,
-    out: Annotated[Path, typer.Option(help=".csv file.")] = Path("weights.csv"),
+    out: Table = Path("weights.csv"),
 ) -> None:
     """Portfolio weights from a covariance."""
     from finediff.portfolio import (
@@ -239,7 +241,7 @@ def validate(
     missing: MissingOption = Missing.error,
     start: Annotated[str | None, typer.Option(help="First date of the held-out rows.")] = None,
     end: Annotated[str | None, typer.Option(help="Last date of the held-out rows.")] = None,
-    out: Annotated[Path, typer.Option(help=".csv file.")] = Path("validation.csv"),
+    out: Table = Path("validation.csv"),
     seed: Seed = 0,
 ) -> None:
     """Judge scenarios against real rows, each number beside its real-vs-real floor."""

@@ -13,7 +13,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -189,8 +189,7 @@ def study(
         manifest=manifest or {},
         caveats=tuple(caveats),
     )
-    object.__setattr__(result, "verdicts", verdicts(result))
-    return result
+    return replace(result, verdicts=verdicts(result))
 
 
 @dataclass(frozen=True)
