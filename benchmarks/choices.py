@@ -44,9 +44,7 @@ def fit(rows, process, objective, seed, reading="v"):
     order = torch.randperm(len(rows), generator=generator)
     began = time.process_time()
     cut = len(rows) // 10
-    train(
-        model, rows[order[cut:]], objective, held_out=rows[order[:cut]], progress=False, generator=generator
-    )
+    train(model, rows[order[cut:]], objective, held_out=rows[order[:cut]], generator=generator)
     return model.requires_grad_(False), time.process_time() - began
 
 

@@ -9,11 +9,13 @@ begins when 5 % of its draws lie on a training row (nearest / second-nearest dis
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import sys
 import time
 
+import numpy as np
 import torch
 
 from finediff.diffusion.memory import MemorisationMonitor
@@ -26,6 +28,16 @@ from finediff.panel import Standardizer, load_prices, random_split, to_returns
 
 # So many steps that the learning rate, lowered by a cosine over all of them, is constant where it matters.
 ASSETS, SIZES, STEPS = 5, (250, 500, 1000, 2000), 1_000_000
+SHARES = (0.25, 0.5, 0.75)  # of the way to the training rows' own score
+
+
+def crossing(monitor: MemorisationMonitor, share: float) -> int | None:
+    """First step at which the dial was above a share; between two looks, on the line that joins them."""
+    looks = list(zip(monitor.step, monitor.dial))
+    for (s0, d0), (s1, d1) in itertools.pairwise(looks):
+        if d0 < share <= d1:
+            return round(s0 + (s1 - s0) * (share - d0) / (d1 - d0))
+    return None
 
 
 def main() -> None:
@@ -57,25 +69,26 @@ def main() -> None:
             evaluate_every=n,
             callbacks=[monitor],
             generator=generator,
-            progress=False,
         )
         row = {
             "n": n,
             "tau_gen": monitor.tau_gen,
             "tau_mem": monitor.tau_mem,
             "dial at onset": monitor.dial[-1],
+            **{f"dial {share}": crossing(monitor, share) for share in SHARES},
         }
         found.append(row | {"cpu s": time.process_time() - began})
         print(
             f"n {n:5}   least held-out loss at step {row['tau_gen']:6}   onset of copying at step {row['tau_mem'] or '-':>6}"
-            f"   dial {row['dial at onset']:.2f}   {found[-1]['cpu s']:.0f} s",
+            f" (dial {row['dial at onset']:.2f})   dial"
+            + "".join(f"   {share:g} at {row[f'dial {share}'] or '-':>6}" for share in SHARES)
+            + f"   {found[-1]['cpu s']:.0f} s",
             flush=True,
         )
-    known = [(math.log(row["n"]), math.log(row["tau_mem"])) for row in found if row["tau_mem"]]
-    if len(known) > 1:
-        mean_n, mean_t = (sum(values) / len(known) for values in zip(*known))
-        slope = sum((a - mean_n) * (b - mean_t) for a, b in known) / sum((a - mean_n) ** 2 for a, _ in known)
-        print(f"onset grows as n^{slope:.2f}")
+    for name in ("tau_mem", *(f"dial {share}" for share in SHARES)):
+        known = [(math.log(row["n"]), math.log(row[name])) for row in found if row[name]]
+        if len(known) > 1:
+            print(f"{name:9} grows as n^{np.polyfit(*np.array(known).T, 1)[0]:.2f}")
     if "--json" in sys.argv:
         print(json.dumps(found))
 

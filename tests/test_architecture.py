@@ -43,8 +43,8 @@ DIFFUSION = [
     {"process", "quadrature"},
     {"score"},
     {"exact", "objective", "closed_form", "sample"},
-    {"guide", "likelihood", "train"},
-    {"memory", "distill"},
+    {"guide", "likelihood", "train", "residual"},
+    {"memory", "distill", "deterministic"},
 ]
 ALONE = {"discrete"}
 
@@ -65,8 +65,8 @@ LATE = {
     "rich": {"cli"},
     "skfolio": {"integrations.skfolio"},
 }
-# The mathematics needs nothing else; rich (the progress bar) and torchdiffeq (an adaptive solver) come late.
-MATHEMATICS = {"torch", "numpy", "scipy", "safetensors", "rich", "torchdiffeq"}
+# The mathematics needs nothing else; torchdiffeq (an adaptive solver) comes late.
+MATHEMATICS = {"torch", "numpy", "scipy", "torchdiffeq"}
 # On a machine that only trains generators these are missing.
 MISSING_ON_A_NODE = (
     "cvxpy skfolio matplotlib arch rich typer jinja2 statsmodels yfinance pyarrow torchdiffeq ray"

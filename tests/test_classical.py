@@ -10,7 +10,12 @@ from scipy import stats
 from scipy.optimize import minimize_scalar
 from sklearn.covariance import EmpiricalCovariance, ShrunkCovariance, ledoit_wolf
 
-from finediff.generators import BootstrapGenerator, GaussianGenerator, StudentTGenerator
+from finediff.generators import (
+    BootstrapGenerator,
+    GaussianGenerator,
+    SmoothedBootstrapGenerator,
+    StudentTGenerator,
+)
 from finediff.generators.classical import _mahalanobis, _t_log_likelihood
 
 CORRELATION = np.array([[1, 0.5, 0.2, -0.1], [0.5, 1, 0.3, 0.1], [0.2, 0.3, 1, 0.4], [-0.1, 0.1, 0.4, 1]])
@@ -238,3 +243,58 @@ def test_the_default_block_length_is_that_of_the_squared_returns():
     shuffled = BootstrapGenerator(method="stationary").fit(rng.permutation(X)).block_length_
     assert shuffled < 5 < clustered
     assert BootstrapGenerator().fit(X).block_length_ == 1.0
+
+
+# ----------------------------------------------------------------------------- smoothed bootstrap
+
+
+@pytest.mark.parametrize("bandwidth", [0.15, 0.35, 2.0])
+def test_the_smoothed_bootstrap_keeps_mean_and_covariance(bandwidth):
+    X, m, h2 = planted(8, n=300), 50_000, bandwidth**2
+    generator = SmoothedBootstrapGenerator(bandwidth=bandwidth, random_state=0).fit(X)
+    sd, C = X.std(0), np.cov(X.T, ddof=0)
+    S = ledoit_wolf((X - X.mean(0)) / sd)[0] * np.outer(sd, sd)
+    np.testing.assert_allclose(generator.covariance_, S, rtol=1e-10, atol=1e-18)
+    expected = (C + h2 * S) / (1 + h2)
+    np.testing.assert_allclose(np.diag(expected), np.diag(C), rtol=1e-12)  # the variances are kept exactly
+    centred = generator.sample(m) - X.mean(0)
+    assert np.abs(centred.mean(0) / sd * np.sqrt(m)).max() < 4.5
+    products = centred[:, :, None] * centred[:, None]
+    assert np.abs((products.mean(0) - expected) / products.std(0) * np.sqrt(m)).max() < 4.5
+
+
+def test_the_smoothed_bootstrap_is_a_mixture_of_normals_about_the_rows():
+    X, h = planted(4, n=200), 0.3
+    draws = SmoothedBootstrapGenerator(bandwidth=h, random_state=0).fit(X).sample(20_000)
+    inward = 1 / np.sqrt(1 + h**2)
+    centres = X.mean(0) + inward * (X - X.mean(0))
+    for j in range(4):
+        components = stats.norm(centres[:, j], inward * h * X[:, j].std())
+        assert stats.kstest(draws[:, j], lambda x, c=components: c.cdf(x[:, None]).mean(1)).pvalue > 1e-3
+
+
+def test_a_smoothed_scenario_lies_about_its_row_as_the_covariance_says():
+    X, h = planted(4, n=50), 1e-4  # so little that the nearest row is the row
+    generator = SmoothedBootstrapGenerator(bandwidth=h, random_state=0).fit(X)
+    draws, inward = generator.sample(5000), 1 / np.sqrt(1 + h**2)
+    centres = X.mean(0) + inward * (X - X.mean(0))
+    whitener = np.linalg.inv(np.linalg.cholesky(generator.covariance_)).T / (inward * h)
+    q = (((draws[:, None] - centres) @ whitener) ** 2).sum(2)
+    assert stats.kstest(q.min(1), stats.chi2(4).cdf).pvalue > 1e-3
+    assert stats.chisquare(np.bincount(q.argmin(1), minlength=50)).pvalue > 1e-3
+
+
+def test_without_noise_it_is_the_bootstrap():
+    rows = row_numbers(SmoothedBootstrapGenerator(bandwidth=0, random_state=0), 60, 30_000)
+    assert stats.chisquare(np.bincount(rows, minlength=60)).pvalue > 1e-3
+
+
+def test_the_default_bandwidth_is_the_rule_of_silverman():
+    X = planted(5, n=2500)
+    assert SmoothedBootstrapGenerator().fit(X).bandwidth_ == pytest.approx(1.06 * 2500 ** (-1 / 5), rel=2e-3)
+
+
+@pytest.mark.parametrize("bandwidth", [-0.1, np.inf, np.nan, "silverman"])
+def test_other_bandwidths_are_refused(bandwidth):
+    with pytest.raises(ValueError, match="expected a finite bandwidth of at least 0, got"):
+        SmoothedBootstrapGenerator(bandwidth=bandwidth).fit(planted(5, n=100))

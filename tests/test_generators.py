@@ -17,10 +17,13 @@ from finediff.diffusion.process import VP, Cosine, Interpolant, linear_betas
 from finediff.diffusion.sample import DDIM, ProbabilityFlow
 from finediff.generators import (
     BootstrapGenerator,
+    CopulaGenerator,
     DDPMGenerator,
     FlowMatchingGenerator,
     GaussianGenerator,
+    QuadratureScoreGenerator,
     ScenarioGenerator,
+    SmoothedBootstrapGenerator,
     StudentTGenerator,
 )
 from finediff.panel import PanelWarning
@@ -31,8 +34,18 @@ CLASSICAL = {
     "Student t": (StudentTGenerator, {}),
     "bootstrap": (BootstrapGenerator, {}),
     "stationary": (BootstrapGenerator, {"method": "stationary"}),
+    "smoothed": (SmoothedBootstrapGenerator, {}),
+    "t copula": (CopulaGenerator, {}),
+    "empirical copula": (CopulaGenerator, {"family": "gaussian", "margins": "empirical"}),
 }
-NETWORKS = {"DDPM": (DDPMGenerator, SMALL), "flow": (FlowMatchingGenerator, SMALL)}
+NETWORKS = {
+    "DDPM": (DDPMGenerator, SMALL),
+    "flow": (FlowMatchingGenerator, SMALL),
+    "quadrature": (
+        QuadratureScoreGenerator,
+        {"width": 4, "nodes": 3, "time_nodes": 5, "iterations": 3, "device": "cpu"},
+    ),
+}
 GENERATORS = CLASSICAL | NETWORKS
 every_generator = pytest.mark.parametrize("name", GENERATORS)
 
@@ -272,6 +285,7 @@ SAVED = {
     "OAS": (GaussianGenerator, {"covariance_estimator": OAS(store_precision=False)}),
     "robust": (GaussianGenerator, {"covariance_estimator": MinCovDet(random_state=0)}),
     "fixed dof": (StudentTGenerator, {"dof": 4}),
+    "OAS copula": (CopulaGenerator, {"correlation": OAS()}),
     "long blocks": (BootstrapGenerator, {"method": "stationary", "block_length": 12.5}),
 }
 
@@ -549,6 +563,8 @@ BAD_ARGUMENTS = [
     ("bootstrap", {"method": "block"}, "expected method 'iid' or 'stationary', got 'block'"),
     ("stationary", {"block_length": 0.5}, "expected a block_length of at least 1 row, got 0.5"),
     ("bootstrap", {"block_length": 5}, "use method='stationary'"),
+    ("smoothed", {"bandwidth": -0.1}, "expected a finite bandwidth of at least 0, got -0.1"),
+    ("t copula", {"family": "clayton"}, "expected family 't' or 'gaussian', got 'clayton'"),
 ]
 
 

@@ -17,12 +17,12 @@ from finediff.diffusion.guide import (
     ClassifierGuidance,
     Inpainting,
     LinearStress,
-    train_classifier,
 )
 from finediff.diffusion.likelihood import log_prob
 from finediff.diffusion.process import VP, Linear
 from finediff.diffusion.sample import DDIM, DPMSolver, ProbabilityFlow, Resampled
 from finediff.diffusion.score import ScoreModel
+from finediff.generators.classifier import train_classifier
 
 INF = math.inf
 TIMES = (0.02, 0.3, 0.7, 0.98)

@@ -18,9 +18,12 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from finediff.generators import (
     BootstrapGenerator,
+    CopulaGenerator,
     DDPMGenerator,
     FlowMatchingGenerator,
     GaussianGenerator,
+    QuadratureScoreGenerator,
+    SmoothedBootstrapGenerator,
     StudentTGenerator,
 )
 
@@ -28,10 +31,14 @@ SMALL = {"steps": 3, "width": 8, "depth": 1, "device": "cpu"}
 GENERATORS = [
     DDPMGenerator(**SMALL),
     FlowMatchingGenerator(**SMALL),
+    QuadratureScoreGenerator(width=4, nodes=3, time_nodes=5, iterations=3, device="cpu"),
     GaussianGenerator(),
     StudentTGenerator(),
     BootstrapGenerator(),
     BootstrapGenerator(method="stationary"),
+    SmoothedBootstrapGenerator(),
+    CopulaGenerator(),
+    CopulaGenerator(margins="empirical"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The training loop: what it reaches, what it returns, and that nothing it survives changes the result."""
+"""The training loop, its checkpoint and its bar: what it reaches and returns, and that what it survives changes nothing."""
 
 import math
 import threading
@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from finediff.diffusion import train as training
+from finediff import provenance
 from finediff.diffusion.exact import GaussianScore
 from finediff.diffusion.objective import DenoisingScoreMatching, FlowMatching, Times
 from finediff.diffusion.process import VP, Linear, linear_betas, quadratic_betas
 from finediff.diffusion.score import NetworkScore
 from finediff.diffusion.train import train
+from finediff.generators import training
+from finediff.generators.training import Checkpoint, progress_bar
 from finediff.networks.mlp import MLP
 
 OBJECTIVE = DenoisingScoreMatching("eps", antithetic=True)
@@ -56,6 +58,8 @@ def short(model, *, seed=7, x=None, **changes):
         "held_out": rows(30, 2, device),
         "learning_rate": 5e-3,
     } | changes
+    if "checkpoint" in settings:
+        settings["checkpoint"] = Checkpoint(settings["checkpoint"])
     x = rows(64, 1, device) if x is None else x
     return train(model, x, settings.pop("objective", OBJECTIVE), generator=seeded(seed, device), **settings)
 
@@ -208,7 +212,7 @@ def test_looking_does_not_change_the_training():
     for settings in (
         {"evaluate_every": 60, "held_out": None},
         {"evaluate_every": 7, "patience": None},
-        {"evaluate_every": 60, "progress": True},
+        {"evaluate_every": 60, "progress": progress_bar(wanted=True)},
     ):
         model, last = small_model(), {}
         short(model, **settings, callbacks=[lambda told, last=last: last.update(state(told.model))])
@@ -335,7 +339,7 @@ def test_killed_while_writing_leaves_the_last_whole_checkpoint(moment, tmp_path,
     whole = small_model()
     expected = short(whole)
     file, written = tmp_path / "training.safetensors", []
-    real_save, real_replace = training.save_file, training.os.replace
+    real_save, real_replace = training.save_file, provenance.os.replace
 
     def save(tensors, path, metadata):
         real_save(tensors, path, metadata=metadata)
@@ -351,11 +355,11 @@ def test_killed_while_writing_leaves_the_last_whole_checkpoint(moment, tmp_path,
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_file", save)
-        patch.setattr(training.os, "replace", replace)
+        patch.setattr(provenance.os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
             short(small_model(), checkpoint=file)
     assert file.read_bytes() == written[1]
-    assert len(list(tmp_path.iterdir())) == 2  # and what was being written, which nothing reads
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
 
     again = small_model(seed=99)
     assert short(again, checkpoint=file) == expected
@@ -395,10 +399,10 @@ def test_callbacks_are_told_everything_and_can_stop(device):
 
 def test_progress_is_written_to_standard_error_only_where_asked(capsys):
     quiet, loud = small_model(), small_model()
-    short(quiet, progress=False)
+    short(quiet, progress=progress_bar("fitting the tests", False))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
-    short(loud, progress=True, label="fitting the tests")
+    short(loud, progress=progress_bar("fitting the tests", True))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "fitting the tests" in captured.err
@@ -412,7 +416,7 @@ def test_no_bar_goes_on_drawing_after_an_error():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as kept:
-        short(small_model(), progress=True, callbacks=[interrupt])
+        short(small_model(), progress=progress_bar(wanted=True), callbacks=[interrupt])
     assert kept.value.__traceback__ is not None
     drawing = [thread for thread in threading.enumerate() if "Refresh" in type(thread).__name__]
     for thread in drawing:
@@ -433,7 +437,7 @@ def test_learning_rate_is_warmed_up_then_lowered_by_a_cosine(monkeypatch):
             super().__init__()
             self.value = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-    monkeypatch.setattr(training.torch.optim, "AdamW", lambda weights, **_: torch.optim.SGD(weights, lr=1.0))
+    monkeypatch.setattr(torch.optim, "AdamW", lambda weights, **_: torch.optim.SGD(weights, lr=1.0))
     model, seen, steps = Slope(), [0.0], 500
     train(
         model,

@@ -97,7 +97,7 @@ def report(
 @app.command()
 def doctor() -> None:
     """Versions, device, threads, and what is missing."""
-    from finediff.generators.diffusion import devices
+    from finediff.generators.score import devices
     from finediff.provenance import missing_packages, package_versions, source_commit
 
     for name, found in package_versions().items():

@@ -11,15 +11,13 @@ Gaussian, guidance otherwise. In a band lo <= A x_0 <= hi, b is the mean of the 
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from finediff.diffusion.objective import Times
-from finediff.diffusion.process import Process, as_time, expand, normal, require
-from finediff.diffusion.score import ScoreModel, network_input
+from finediff.diffusion.process import Process, as_time, expand, require
+from finediff.diffusion.score import ScoreModel
 
 
 class Guide(ScoreModel):
@@ -86,8 +84,9 @@ class ClassifierFreeGuidance(Guide):
 class ClassifierGuidance(Guide):
     """Dhariwal & Nichol 2021 (arXiv 2105.05233): the score plus ``weight`` times the classifier's.
 
-    ``classifier`` maps noisy rows x (batch, d) and t (batch,) to logits (batch, classes), see `train_classifier`;
-    ``label`` is the class wanted. Weight 1 is Bayes' rule where model and classifier are exact.
+    ``classifier`` maps noisy rows x (batch, d) and t (batch,) to logits (batch, classes), as
+    `finediff.generators.classifier.train_classifier` makes one; ``label`` is the class wanted. Weight 1 is Bayes' rule
+    where model and classifier are exact.
     """
 
     def __init__(self, model: ScoreModel, classifier, label: int, weight: float = 1.0) -> None:
@@ -105,77 +104,6 @@ class ClassifierGuidance(Guide):
         return self.model.denoise(x, t, condition) + self.weight * gradient[:, :, 0]
 
 
-class NoisyClassifier(nn.Module):
-    """A small network p(y | x_t, t) = softmax(MLP(x_t / scale, log-SNR))."""
-
-    def __init__(self, n_features: int, n_classes: int, process: Process, width: int, generator) -> None:
-        super().__init__()
-        self.process, self.layers = process, nn.ModuleList()
-        for n_in, n_out in itertools.pairwise([n_features + 1, width, width, n_classes]):
-            layer = torch.nn.utils.skip_init(nn.Linear, n_in, n_out)
-            with torch.no_grad():
-                layer.weight.copy_(torch.randn(n_out, n_in, generator=generator) / n_in**0.5)
-                layer.bias.zero_()
-            self.layers.append(layer)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        x, level = network_input(x, t, self.process)
-        h = torch.cat([x, level[:, None]], 1)
-        for layer in self.layers[:-1]:
-            h = nn.functional.silu(layer(h))
-        return self.layers[-1](h)
-
-
-def train_classifier(
-    process: Process,
-    x: Tensor,
-    labels: Tensor,
-    *,
-    width: int = 64,
-    steps: int = 1500,
-    batch: int = 256,
-    learning_rate: float = 3e-3,
-    generator: torch.Generator | None = None,
-) -> NoisyClassifier:
-    """Train p(y | x_t, t) by cross-entropy on noisy rows, times uniform in log-SNR.
-
-    Parameters
-    ----------
-    process : Process
-        The path along which rows are made noisy.
-    x, labels : (n, d), (n,)
-        Rows of about unit scale, whose dtype and device the classifier has, and integers from 0.
-    width : int
-        Hidden units of the two layers.
-    steps, batch, learning_rate : int, int, float
-        AdamW, with a cosine schedule.
-    generator : torch.Generator, optional
-        On x's device; of the initial weights, the batches, times and noises.
-
-    Returns
-    -------
-    NoisyClassifier
-        Frozen: its parameters ask for no gradient.
-    """
-    generator = generator or torch.Generator(device=x.device)
-    seed = int(torch.randint(2**31, (), generator=generator, device=x.device))
-    on_cpu = torch.Generator().manual_seed(seed)
-    classifier = NoisyClassifier(x.shape[1], int(labels.max()) + 1, process, width, on_cpu).to(x)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    times = Times()
-    for _ in range(steps):
-        rows = torch.randint(len(x), (min(batch, len(x)),), generator=generator, device=x.device)
-        t = times(process, len(rows), device=x.device, generator=generator)
-        x_t = process.perturb(x[rows], t, normal(x[rows], generator))
-        loss = nn.functional.cross_entropy(classifier(x_t, t), labels[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return classifier.requires_grad_(False)
-
-
 class Inpainting(Guide):
     """Replacement: the known coordinates of x0_hat are the given values (Song et al. 2021; Lugmayr et al. 2022).
 
@@ -183,22 +111,16 @@ class Inpainting(Guide):
     chance: the result is NOT the conditional law (on a correlated Gaussian the dependence on the known part is too
     weak; the tests show by how much). `LinearStress` with rows of the identity is the better choice.
 
-    Parameters
-    ----------
-    known : (d,) bool
-    values : (d,) or (batch, d)
-        Entries outside ``known`` are ignored.
+    ``known`` (d,) says which, ``values`` (d,) or (batch, d) are theirs; entries outside ``known`` are ignored.
     """
 
     def __init__(self, model: ScoreModel, known, values) -> None:
         super().__init__(model)
         self.register_buffer("known", torch.as_tensor(known, dtype=torch.bool, device=model.device))
         self.register_buffer("values", self._as_buffer(values))
-        require(
-            self.known.ndim == 1 and self.values.shape[-1:] == self.known.shape,
-            "known of shape (d,) and values of shape (d,) or (batch, d)",
-            f"{tuple(self.known.shape)} and {tuple(self.values.shape)}",
-        )
+        fits = self.known.ndim == 1 and self.values.shape[-1:] == self.known.shape
+        found = f"{tuple(self.known.shape)} and {tuple(self.values.shape)}"
+        require(fits, "known of shape (d,) and values of shape (d,) or (batch, d)", found)
 
     def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
         return torch.where(self.known, self.values.to(x), self.model.denoise(x, t, condition))
@@ -210,6 +132,8 @@ class LinearStress(Guide):
     Diffusion posterior sampling with Tweedie's covariance (Boys et al. 2023, arXiv 2310.06721). The constraint always
     holds. Of a heavy-tailed law stressed by 4 standard deviations the others' mean is right, and their spread 14 %
     too small (27 % with ``covariance``); between separate regimes it chooses the likelier too seldom (see the tests).
+
+    Raises ValueError for wrong shapes, dependent rows, lo > hi, and a model with parameters but no ``covariance``.
 
     Parameters
     ----------
@@ -223,11 +147,6 @@ class LinearStress(Guide):
         None: Tweedie's Cov(x_0 | x_t) by automatic differentiation, one product a constraint; for exact models.
         S, the covariance of the rows: Cov(x_0 | x_t) = sigma^2 S (alpha^2 S + sigma^2 I)^-1, without derivatives.
         For networks: their slopes at high noise are errors, which the division magnifies a thousandfold.
-
-    Raises
-    ------
-    ValueError
-        For wrong shapes, dependent rows, lo > hi, and a model with parameters but no ``covariance``.
     """
 
     def __init__(self, model: ScoreModel, A, b, covariance=None) -> None:
@@ -245,12 +164,9 @@ class LinearStress(Guide):
         require(ordered, "lo <= hi in every band", "one the other way round, or NaN", "swap them")
         self.known_covariance = covariance is not None
         self._t_last = float(self.process.time(-20.0))
-        require(
-            self.known_covariance or not any(True for _ in model.parameters()),
-            "covariance= for a model with parameters",
-            "None, because the derivative of a trained network is too noisy to divide by",
-            "give the covariance of its training rows",
-        )
+        good = self.known_covariance or not any(True for _ in model.parameters())
+        found = "None, because the derivative of a trained network is too noisy to divide by"
+        require(good, "covariance= for a model with parameters", found, "give that of its training rows")
         if self.known_covariance:
             covariance = self._as_buffer(covariance)
             fits = covariance.shape == (d, d)

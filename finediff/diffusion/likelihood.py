@@ -19,9 +19,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from finediff.diffusion.closed_form import fold_ridge
 from finediff.diffusion.process import Process, normal, require
+from finediff.diffusion.quadrature import simpson
 from finediff.diffusion.sample import ProbabilityFlow, Sampler, angular_velocity, runge_kutta
-from finediff.diffusion.score import ScoreModel, divergence, to_denoised
+from finediff.diffusion.score import ScoreModel, divergence
 
 LOG_SNR = (-5.0, 8.0)
 
@@ -35,24 +37,11 @@ def log_prob(
     condition: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """log density of rows under the model's probability-flow ODE (Song et al. 2021), by RK4.
+    """log density of rows x (batch, d) under the model's probability-flow ODE (Song et al. 2021): (batch,), in nats.
 
-    Parameters
-    ----------
-    model, condition : ScoreModel, Tensor
-        Any model that is differentiable in x, and what is handed to it.
-    x : (batch, d)
-        Rows of x_0.
-    steps : int
-        RK4 steps on the log-SNR grid.
-    probes, generator : int, torch.Generator, optional
-        None: exact divergence, d products a stage; k: Hutchinson's unbiased estimate with k Rademacher probes from
-        the generator, the same along a path.
-
-    Returns
-    -------
-    Tensor (batch,)
-        Nats.
+    By ``steps`` of RK4 on the log-SNR grid, for any model that is differentiable in x. ``probes`` None: exact
+    divergence, d products a stage; k: Hutchinson's unbiased estimate with k Rademacher probes from the generator, the
+    same along a path.
     """
     process = model.process
     grid = process.grid(steps).flip(0)
@@ -115,23 +104,18 @@ def held_out_nats(
         Rows that neither model saw, in the models' coordinates.
     baseline : ScoreModel
         On the same process; usually `GaussianScore` with the Ledoit-Wolf covariance of the training rows.
-    log_snr : pair of floats
-        Range of the integral; beyond it the two models must be alike.
-    nodes, repeats : int
-        Of Simpson's rule, odd, and antithetic pairs of noise a row and node.
-    generator : torch.Generator, optional
-        Of the noise.
+    log_snr, nodes : pair of floats, int
+        Range of the integral, beyond which the two models must be alike, and nodes of Simpson's rule, odd.
+    repeats, generator : int, torch.Generator
+        Antithetic pairs of noise a row and node, and their source.
     """
-    same = baseline.process == model.process
     found = f"{baseline.process} and {model.process}"
-    require(same, "two models on one process", found, "the same noise must go to both")
-    gain = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    for t, weight in _levels(model, log_snr, nodes):
+    require(baseline.process == model.process, "two models on one process", found, "both see the same noise")
+    gain = x.new_zeros(len(x), dtype=torch.float64)
+    for t, weight in _levels(model.process, log_snr, nodes):
         for x_t, z in _noised(model.process, x, t, repeats, generator):
-            old, new = (
-                (eps - z).square().sum(1) for eps in (baseline.noise(x_t, t), model.noise(x_t, t, condition))
-            )
-            gain += weight / 2 * (old - new).double() / (2 * repeats)
+            old, new = baseline.noise(x_t, t) - z, model.noise(x_t, t, condition) - z
+            gain += weight * (old.square().sum(1) - new.square().sum(1)).double() / (2 * repeats)
     return Nats(float(gain.mean()), _standard_error(gain), gain)
 
 
@@ -143,15 +127,10 @@ def _noised(process: Process, x: Tensor, t: Tensor, pairs: int, generator):
             yield process.perturb(x, t, noise), noise
 
 
-def _levels(model: ScoreModel, log_snr: tuple[float, float], nodes: int) -> list[tuple[Tensor, float]]:
-    """Times and weights of Simpson's rule in log-SNR."""
-    odd = nodes % 2 and nodes >= 3
-    require(odd, "an odd number of nodes, at least 3", nodes, "Simpson's rule needs one")
-    levels = torch.linspace(*log_snr, nodes, dtype=torch.float64)
-    weights = torch.ones(nodes, dtype=torch.float64)
-    weights[1:-1:2], weights[2:-1:2] = 4, 2
-    weights *= (levels[1] - levels[0]) / 3
-    return list(zip(model.process.time(levels), weights.tolist()))
+def _levels(process: Process, log_snr: tuple[float, float] = LOG_SNR, nodes: int = 27):
+    """(time, weight) of Simpson's rule for half an integral over log-SNR."""
+    levels, weights = simpson(*log_snr, nodes)
+    return zip(process.time(levels), (weights / 2).tolist())
 
 
 def _start_divergence(process: Process, t: Tensor, x: Tensor) -> float:
@@ -179,14 +158,9 @@ class ELBO:
 
 @torch.no_grad()
 def elbo(model: ScoreModel, x: Tensor, *, steps: int = 200, generator: torch.Generator | None = None) -> ELBO:
-    """The DDPM bound on log p(x_0) (Ho et al. 2020; Kingma et al. 2021, arXiv 2107.00630) on the log-SNR grid.
+    """The DDPM bound on log p(x_0) (Ho et al. 2020; Kingma et al. 2021, arXiv 2107.00630) for rows x (batch, d).
 
-    Parameters
-    ----------
-    model, x : ScoreModel, (batch, d)
-        Its score must be valid; rows of x_0.
-    steps, generator : int, torch.Generator
-        Intervals of the chain, and the source of noise; the bound tightens as the steps grow.
+    A chain of ``steps`` intervals on the log-SNR grid: the bound tightens as they grow. The score must be valid.
     """
     process, diffusion = model.process, 0.0
     grid = process.grid(steps)
@@ -232,96 +206,48 @@ def error_budget(
     n_draws: int = 1000,
     generator: torch.Generator | None = None,
 ) -> ErrorBudget:
-    """Estimate the three errors of a model, its sampler and its start.
+    """Estimate the three errors of a model on held-out rows x (n, d), of its sampler and of its start.
 
-    Parameters
-    ----------
-    model, x : ScoreModel, (n, d)
-        The one that is examined, and held-out rows in its coordinates.
-    sampler : Sampler, optional
-        A deterministic one on a fixed grid; the probability-flow ODE by default.
-    oracle : ScoreModel, optional
-        The exact score, where it is known. Without it, half of the rows fit the correction, half judge it.
-    n_draws, generator : int, torch.Generator
-        Draws that measure the discretisation, and the source of them and of the noise.
+    The sampler must be a deterministic one on a fixed grid (the probability-flow ODE by default); ``n_draws`` of its
+    draws measure the discretisation. Without an ``oracle`` half of the rows fit the correction, half judge it.
     """
     process, sampler = model.process, sampler or ProbabilityFlow(32)
-    require(
-        not sampler.needs_score and sampler.evaluations is not None,
-        "a deterministic sampler on a fixed grid",
-        f"{sampler}, because only there is a draw with more steps the same draw",
-        "use ProbabilityFlow, DPMSolver or DDIM(eta=0)",
-    )
+    same = not sampler.needs_score and sampler.evaluations is not None
+    advice = "only there do more steps give the same draw; use ProbabilityFlow, DPMSolver or DDIM(eta=0)"
+    require(same, "a deterministic sampler on a fixed grid", sampler, advice)
     if oracle is None:
-        correction = _AffineCorrection(model, x[::2], generator)
-        found = held_out_nats(correction, x[1::2], model, generator=generator)
-        score, error = found.gain, found.standard_error
+        rows = _affine_gain(model, x, generator)
     else:
-        rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for t, weight in _levels(model, LOG_SNR, 27):
+        rows = x.new_zeros(len(x), dtype=torch.float64)
+        for t, weight in _levels(process):
             x_t = process.perturb(x, t, normal(x, generator))
-            rows += weight / 2 * (model.noise(x_t, t) - oracle.noise(x_t, t)).square().sum(1).double()
-        score, error = float(rows.mean()), _standard_error(rows)
+            rows += weight * (model.noise(x_t, t) - oracle.noise(x_t, t)).square().sum(1).double()
     start = process.grid(1)[0]
     z = process.sigma(start).to(x) * normal(x, generator, n_draws)
     finer = replace(sampler, steps=4 * sampler.steps)
     coarse, fine = (each(model, z.shape, start=z) for each in (sampler, finer))
     discretisation = float(((coarse - fine).square().mean() / fine.var(0).mean()).sqrt())
-    return ErrorBudget(score, error, discretisation, _start_divergence(process, start, x))
+    score = float(rows.mean())
+    return ErrorBudget(score, _standard_error(rows), discretisation, _start_divergence(process, start, x))
 
 
-class _AffineCorrection(ScoreModel):
-    """eps_hat + a + B x_t/r + C eps_hat, fitted by ridge at each noise level to z - eps_hat.
+def _affine_gain(model: ScoreModel, x: Tensor, generator, folds: int = 8) -> Tensor:
+    """Nats that eps_hat + a + B x_t/r + C eps_hat, fitted to every other row, wins on each of the rest.
 
-    The penalty is the best of a ladder by two-fold cross-validation over rows; where even that gains less than a
-    standard error, the model is kept.
+    At each level a ridge regression of z - eps_hat; where it gains less than a standard error, the model is kept.
     """
+    gain = x.new_zeros(len(x) // 2, dtype=torch.float64)
 
-    LADDER = (0.003, 0.03, 0.3, 3.0, 30.0)
+    def regression(rows: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (8 n, 2d + 1) and z - eps_hat (8 n, d) for four antithetic pairs of noise a row."""
+        x_t, z = (torch.cat(parts) for parts in zip(*_noised(model.process, rows, t, 4, generator)))
+        eps, scale = model.noise(x_t, t), model.process.radius(t).to(x)
+        return torch.cat([torch.ones_like(eps[:, :1]), x_t / scale, eps], 1).double(), (z - eps).double()
 
-    def __init__(self, model: ScoreModel, rows: Tensor, generator, repeats: int = 4) -> None:
-        super().__init__()
-        self.model, self.process, self.repeats = model, model.process, repeats
-        self.rows, self.generator, self.fitted = rows, generator, {}
-
-    def denoise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        return to_denoised(self.noise(x, t, condition), x, t, self.process, "eps")
-
-    def noise(self, x: Tensor, t, condition: Tensor | None = None) -> Tensor:
-        if float(t) not in self.fitted:
-            self.fitted[float(t)] = self._fit(t, condition)
-        eps = self.model.noise(x, t, condition)
-        return eps + (self._features(x, eps, t) @ self.fitted[float(t)]).to(x)
-
-    def _features(self, x: Tensor, eps: Tensor, t) -> Tensor:
-        return torch.cat([torch.ones_like(x[:, :1]), x / self.process.radius(t).to(x), eps], 1).double()
-
-    def _fit(self, t, condition: Tensor | None) -> Tensor:
-        folds = [self._draw(rows, t, condition) for rows in (self.rows[::2], self.rows[1::2])]
-        sums = [(torch.einsum("rnp,rnq->pq", F, F), torch.einsum("rnp,rnd->pd", F, R)) for F, R in folds]
-
-        def solve(G: Tensor, R: Tensor, penalty: float) -> Tensor:
-            ridge = penalty * 2 * self.repeats * len(self.rows)
-            return torch.linalg.solve(G + ridge * torch.eye(len(G)).to(G), R)
-
-        def change(penalty: float) -> Tensor:
-            """Of each row's squared error, by a fit to the other fold."""
-            rows = []
-            for (G, R), (F, residual) in zip(sums, folds[::-1]):
-                correction = F @ solve(G, R, penalty)
-                rows.append((correction * (correction - 2 * residual)).sum(2).mean(0))
-            return torch.cat(rows)
-
-        G, R = (one + other for one, other in zip(*sums))
-        best = min(self.LADDER, key=lambda penalty: float(change(penalty).mean()))
-        rows = change(best)
-        return solve(G, R, best) if rows.mean() < -_standard_error(rows) else torch.zeros_like(R)
-
-    def _draw(self, rows: Tensor, t, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features (2 repeats, n, 2d + 1) and z - eps_hat (2 repeats, n, d)."""
-        features, residuals = [], []
-        for x_t, noise in _noised(self.process, rows, t, self.repeats, self.generator):
-            eps = self.model.noise(x_t, t, condition)
-            features.append(self._features(x_t, eps, t))
-            residuals.append((noise - eps).double())
-        return torch.stack(features), torch.stack(residuals)
+    for t, weight in _levels(model.process):
+        parts = [regression(x[::2][k::folds], t) for k in range(folds)]
+        G, R = torch.stack([F.T @ F for F, _ in parts]), torch.stack([F.T @ y for F, y in parts])
+        F, y = regression(x[1::2], t)
+        correction = F @ fold_ridge(G, R, margin=1.0).weights
+        gain += weight * (correction * (2 * y - correction)).sum(1).unflatten(0, (8, -1)).mean(0)
+    return gain

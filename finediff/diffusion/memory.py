@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from finediff.diffusion.exact import EmpiricalScore
+from finediff.diffusion.process import require
 from finediff.diffusion.sample import ProbabilityFlow, Sampler
-from finediff.diffusion.train import Evaluation
+from finediff.diffusion.train import Evaluation, fixed_loss
 
 
 @dataclass(eq=False, repr=False)
 class MemorisationMonitor:
-    """Callback of `finediff.diffusion.train.train`; it draws from its own generator and leaves the training as it is.
+    """Callback of `finediff.diffusion.train.train`; it has its own generator, and leaves the training as it is.
 
     Parameters
     ----------
@@ -60,21 +61,14 @@ class MemorisationMonitor:
     patience: int = 5
     sampler: Sampler | None = None  # ProbabilityFlow(24)
     seed: int = 1757  # an unlikely seed of a simulated panel, whose rows the draws' noise would repeat
-    step: list[int] = field(default_factory=list, init=False)
-    train_loss: list[float] = field(default_factory=list, init=False)
-    held_out_loss: list[float] = field(default_factory=list, init=False)
-    memorised: list[float] = field(default_factory=list, init=False)
-    dial: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        if self.stop not in ("held_out", "onset", None):
-            raise ValueError(f"expected stop to be 'held_out', 'onset' or None, got {self.stop!r}")
-        if not getattr(self.objective, "score_valid", True):
-            raise ValueError(
-                f"expected independent pairs, got {self.objective}, because the dial's end 1 is the minimiser under "
-                "those: train with pairing='independent' to watch memorisation"
-            )
+        stops = ("held_out", "onset", None)
+        require(self.stop in stops, f"stop among {stops}", repr(self.stop))
+        advice = "the dial's end 1 is the minimiser under those, train with pairing='independent'"
+        require(getattr(self.objective, "score_valid", True), "independent pairs", self.objective, advice)
         self.floor = copied_share(self.held_out, self.train, self.ratio)
+        self.step, self.train_loss, self.held_out_loss, self.memorised, self.dial = [], [], [], [], []
         self._calls, self._empirical = 0, None
 
     def __call__(self, evaluation: Evaluation) -> bool:
@@ -87,7 +81,8 @@ class MemorisationMonitor:
             self._empirical = self._loss(EmpiricalScore(self.train, model.process), self.train)
         held_out, train = self._loss(model, self.held_out), self._loss(model, self.train)
         sampler = self.sampler or ProbabilityFlow(24)
-        draws = sampler(model, (self.n_draws, self.train.shape[1]), generator=self._generator())
+        generator = torch.Generator(device=self.train.device).manual_seed(self.seed)
+        draws = sampler(model, (self.n_draws, self.train.shape[1]), generator=generator)
         self.step.append(evaluation.step)
         self.train_loss.append(train)
         self.held_out_loss.append(held_out)
@@ -112,21 +107,13 @@ class MemorisationMonitor:
         limit = self.floor + self.onset
         return next((step for step, share in zip(self.step, self.memorised) if share > limit), None)
 
-    @torch.no_grad()
-    def _loss(self, model, rows: Tensor, repeats: int = 4) -> float:
-        # Shuffled, because times are stratified in the order of the rows.
-        generator, many = self._generator(), rows.repeat(repeats, 1)
-        order = torch.randperm(len(many), generator=generator, device=rows.device)
-        return float(self.objective(model, many[order], None, generator))
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator(device=self.train.device).manual_seed(self.seed)
+    def _loss(self, model, rows: Tensor) -> float:
+        return fixed_loss(self.objective, model, rows, seed=self.seed)
 
 
 def copied_share(draws: Tensor, rows: Tensor, ratio: float = 1 / 3) -> float:
     """Share of draws (m, d) nearer to one row (n, d) than ``ratio`` times the next, or equal to two rows."""
-    if len(draws) < 1 or len(rows) < 2:
-        raise ValueError(f"expected draws and at least 2 rows, got {len(draws)} and {len(rows)}")
+    require(len(draws) and len(rows) > 1, "draws and at least 2 rows", f"{len(draws)} and {len(rows)}")
     nearest = torch.cdist(draws, rows).topk(2, dim=1, largest=False).indices
     # cdist loses digits where a draw is a copy; the two winners are measured again by subtraction.
     first, second = (draws[:, None] - rows[nearest]).norm(dim=2).sort(1).values.T

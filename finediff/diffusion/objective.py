@@ -13,14 +13,16 @@ in log-SNR. Without a target, and with the exact score s* where it is known:
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from finediff.diffusion.process import Process, expand
-from finediff.diffusion.score import ScoreModel
+from finediff.diffusion.process import Process, expand, normal, require
+from finediff.diffusion.score import ScoreModel, directions
 
 Weighting = Literal["x0", "eps", "v", "velocity", "likelihood", "min_snr"]
 MIN_SNR = 5.0  # the cap of Hang et al. 2023 (arXiv 2303.09556)
@@ -29,6 +31,7 @@ MIN_SNR = 5.0  # the cap of Hang et al. 2023 (arXiv 2303.09556)
 def weight(process: Process, t: Tensor, weighting: Weighting) -> Tensor:
     """w(t) that turns |x0_hat - x_0|^2 into the squared error of the named reading; shape of t, sigma(t) > 0."""
     alpha, sigma = process.alpha(t), process.sigma(t)
+    require(weighting in get_args(Weighting), f"a weighting among {get_args(Weighting)}", repr(weighting))
     if weighting == "x0":
         return torch.ones_like(alpha)
     if weighting == "eps":
@@ -40,30 +43,22 @@ def weight(process: Process, t: Tensor, weighting: Weighting) -> Tensor:
         return (d_alpha - d_sigma * alpha / sigma) ** 2
     if weighting == "likelihood":
         return process.drift_diffusion(t)[1] * alpha**2 / sigma**4
-    if weighting == "min_snr":
-        return torch.clamp((alpha / sigma) ** 2, max=MIN_SNR)
-    raise ValueError(f"expected a weighting among {get_args(Weighting)}, got {weighting!r}")
+    return torch.clamp((alpha / sigma) ** 2, max=MIN_SNR)
 
 
 @dataclass(frozen=True)
 class Times:
     """Law of the training times.
 
-    Parameters
-    ----------
-    law : {"log_snr", "uniform", "importance"}
-        Uniform in log-SNR over the process's range (the law of the likelihood), uniform in t on [t_min, 1], or
-        with density proportional to 1/sigma^2 there (to be used with a weighting that leaves 1/sigma^2 out).
-    stratified : bool
-        One draw in each of ``batch`` equal cells, u + i/batch mod 1: it costs nothing and cuts variance.
+    ``law`` "log_snr" is uniform in log-SNR over the process's range (the law of the likelihood), "uniform" in t on
+    [t_min, 1], "importance" of density ~ 1/sigma^2 there (for a weighting that leaves 1/sigma^2 out). ``stratified``:
+    one draw in each of ``batch`` equal cells, u + i/batch mod 1, which costs nothing and cuts variance.
     """
 
     law: str = "log_snr"
     stratified: bool = True
 
-    def __call__(
-        self, process: Process, n: int, *, device=None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def __call__(self, process: Process, n: int, *, device=None, generator=None) -> Tensor:
         """n times in [t_min, 1], float64, (n,)."""
         if self.stratified:
             start = torch.rand((), dtype=torch.float64, device=device, generator=generator)
@@ -79,6 +74,8 @@ class Times:
 @functools.lru_cache(maxsize=32)
 def quantile_table(process: Process, law: str, size: int = 2049) -> Tensor:
     """Quantile function of a law of times on an even grid of [0, 1] (the exact inverse is too slow per batch)."""
+    laws = ("log_snr", "uniform", "importance")
+    require(law in laws, f"a law of times among {laws}", repr(law))
     noisy, clean = process.log_snr_range()
     u = torch.linspace(0, 1, size, dtype=torch.float64)
     if law == "log_snr":
@@ -86,26 +83,34 @@ def quantile_table(process: Process, law: str, size: int = 2049) -> Tensor:
     t_min = process.time(clean)
     if law == "uniform":
         return t_min + u * (1 - t_min)
-    if law == "importance":
-        # The distribution function by the trapezoid rule on a grid that is fine where 1/sigma^2 is large.
-        t = process.grid(16 * size).flip(0)
-        density = process.sigma(t) ** -2
-        mass = torch.cat([t.new_zeros(1), ((density[1:] + density[:-1]) / 2 * t.diff()).cumsum(0)])
-        target = u * mass[-1]
-        cell = torch.searchsorted(mass, target).clamp(1, len(mass) - 1)
-        share = (target - mass[cell - 1]) / (mass[cell] - mass[cell - 1])
-        return t[cell - 1] + share * (t[cell] - t[cell - 1])
-    raise ValueError(f"expected a law of times 'log_snr', 'uniform' or 'importance', got {law!r}")
+    # The distribution function by the trapezoid rule on a grid that is fine where 1/sigma^2 is large.
+    t = process.grid(16 * size).flip(0)
+    mass = torch.cat([t.new_zeros(1), torch.cumulative_trapezoid(process.sigma(t) ** -2, t)])
+    return torch.as_tensor(np.interp(u * mass[-1], mass, t))
 
 
 def _draw(times: Times, model: ScoreModel, x: Tensor, generator) -> tuple[Tensor, Tensor]:
     """Times (batch,) and noise (batch, d) for rows x."""
     t = times(model.process, len(x), device=x.device, generator=generator)
-    return t, torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)
+    return t, normal(x, generator)
+
+
+class Objective(ABC):
+    """What training minimises: called with a model and rows, it gives their mean loss."""
+
+    score_valid = True  # is -eps_hat/sigma of a model trained so the score?
+
+    def __call__(self, model: ScoreModel, x: Tensor, condition=None, generator=None) -> Tensor:
+        """Loss of a batch of rows x (batch, d), a scalar."""
+        return self.losses(model, x, condition, generator).mean()
+
+    @abstractmethod
+    def losses(self, model: ScoreModel, x: Tensor, condition=None, generator=None) -> Tensor:
+        """Loss per row, (batch,) or (2 batch,) where antithetic, with a fresh time and noise for each."""
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching:
+class DenoisingScoreMatching(Objective):
     """E w(t) |x0_hat(x_t, t) - x_0|^2 / d (Vincent 2011; Ho et al. 2020; Song et al. 2021).
 
     Parameters
@@ -126,16 +131,7 @@ class DenoisingScoreMatching:
     antithetic: bool = False
     condition_dropout: float = 0.1
 
-    score_valid = True  # is -eps_hat/sigma of a model trained so the score?
-
-    def __call__(
-        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
-    ) -> Tensor:
-        """Loss of a batch of rows x (batch, d), a scalar."""
-        return self.losses(model, x, condition, generator).mean()
-
-    def losses(self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None) -> Tensor:
-        """Loss per row, (batch,) or (2 batch,) where antithetic, with a fresh time and noise for each."""
+    def losses(self, model: ScoreModel, x: Tensor, condition=None, generator=None) -> Tensor:
         t, noise = _draw(self.times, model, x, generator)
         told = condition
         if condition is not None and self.condition_dropout:
@@ -161,13 +157,11 @@ class FlowMatching(DenoisingScoreMatching):
 
     On the linear path the target is eps - x_0. Times uniform in t by default, as published.
 
-    Parameters
-    ----------
-    pairing : {"independent", "optimal_transport"}
-        Minibatch optimal transport (Tong et al. 2024, arXiv 2302.00482) straightens the paths; a model trained so
-        carries ``score_valid = False``. With conditions, rows are matched only to noise of rows that share their
-        condition exactly: any other matching would give each condition a noise law of its own, while sampling
-        starts from N(0, I) whatever the condition. Continuous conditions are therefore paired independently.
+    ``pairing`` "optimal_transport" matches each batch to its noise (Tong et al. 2024, arXiv 2302.00482), which
+    straightens the paths; a model trained so carries ``score_valid = False``. With conditions, rows are matched only
+    to noise of rows that share their condition exactly: any other matching would give each condition a noise law of
+    its own, while sampling starts from N(0, I) whatever the condition. Continuous conditions are therefore paired
+    independently.
     """
 
     weighting: Weighting = "velocity"
@@ -179,10 +173,10 @@ class FlowMatching(DenoisingScoreMatching):
         return self.pairing == "independent"
 
     def pair(self, x: Tensor, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        known = ("independent", "optimal_transport")
+        require(self.pairing in known, f"a pairing among {known}", repr(self.pairing))
         if self.pairing == "independent":
             return noise
-        if self.pairing != "optimal_transport":
-            raise ValueError(f"expected pairing 'independent' or 'optimal_transport', got {self.pairing!r}")
         if condition is None:
             return _transport(x, noise)
         _, group, size = torch.unique(condition, dim=0, return_inverse=True, return_counts=True)
@@ -202,41 +196,25 @@ def _transport(x: Tensor, noise: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ImplicitScoreMatching:
-    """E sigma^2 ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005).
+class ImplicitScoreMatching(Objective):
+    """E sigma^2 ( 1/2 |s|^2 + div s ) / d on noisy rows (Hyvarinen 2005): weighted as L_simple.
 
-    Parameters
-    ----------
-    probes : int, optional
-        None: exact divergence; k: Hutchinson's with k Rademacher probes.
-    times : Times
+    ``probes`` None: exact divergence; k: Hutchinson's with k Rademacher probes.
     """
 
     probes: int | None = None
     times: Times = Times()
 
-    score_valid = True
     variance_reduced = True
 
-    def __call__(
-        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
-    ) -> Tensor:
-        """Loss of a batch of rows x (batch, d), a scalar; weight sigma^2 (that of L_simple)."""
-        if self.probes is not None and self.probes < 1:
-            raise ValueError(
-                f"expected at least 1 probe, got {self.probes}: ImplicitScoreMatching() needs none"
-            )
+    def losses(self, model: ScoreModel, x: Tensor, condition=None, generator=None) -> Tensor:
+        along = directions(x, self.probes, generator=generator)
         t, noise = _draw(self.times, model, x, generator)
-        if self.probes is None:
-            directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[:, None].expand(-1, *x.shape)
-        else:
-            shape = (self.probes, *x.shape)
-            directions = torch.randn(shape, dtype=x.dtype, device=x.device, generator=generator).sign()
         with torch.enable_grad():
             x_t = model.process.perturb(x, t, noise).detach().requires_grad_(True)
             score = model.score(x_t, t, condition)
             total = torch.zeros_like(x[:, 0])
-            for v in directions:
+            for v in along:
                 (row,) = torch.autograd.grad(score, x_t, v, create_graph=True, materialize_grads=True)
                 total = total + (row * v).sum(1)
                 if not self.variance_reduced:
@@ -244,20 +222,15 @@ class ImplicitScoreMatching:
             loss = total / (self.probes or 1)
             if self.variance_reduced:
                 loss = loss + 0.5 * score.square().sum(1)
-        return (expand(model.process.sigma(t) ** 2, loss) * loss).mean() / x.shape[1]
+        return expand(model.process.sigma(t) ** 2, loss) * loss / x.shape[1]
 
 
 @dataclass(frozen=True)
 class SlicedScoreMatching(ImplicitScoreMatching):
     """E sigma^2 ( 1/2 (v's)^2 + v' (ds/dx) v ) / d, random signs v (Song et al. 2019, arXiv 1905.07088).
 
-    Parameters
-    ----------
-    probes : int
-        Directions a row; None takes the axes, which is the implicit loss.
-    times : Times
-    variance_reduced : bool
-        Use |s|^2 for (v's)^2, its mean: the implicit loss with Hutchinson's divergence.
+    ``probes`` directions a row; None takes the axes, which is the implicit loss. ``variance_reduced``: |s|^2 for
+    (v's)^2, its mean, which is the implicit loss with Hutchinson's divergence.
     """
 
     probes: int | None = 1
@@ -265,27 +238,18 @@ class SlicedScoreMatching(ImplicitScoreMatching):
 
 
 @dataclass(frozen=True)
-class ExplicitScoreMatching:
+class ExplicitScoreMatching(Objective):
     """E sigma^2 |s - grad log p_t|^2 / d against an oracle on the same process: the error itself.
 
-    Parameters
-    ----------
-    oracle : ScoreModel
-        The exact score, for example one of `finediff.diffusion.exact`; the rows x are of its law.
-    times : Times
+    ``oracle`` is the exact score of the law of the rows x, for example one of `finediff.diffusion.exact`.
     """
 
     oracle: ScoreModel
     times: Times = Times()
 
-    score_valid = True
-
-    def __call__(
-        self, model: ScoreModel, x: Tensor, condition: Tensor | None = None, generator=None
-    ) -> Tensor:
-        """Loss of a batch of rows x (batch, d), a scalar."""
+    def losses(self, model: ScoreModel, x: Tensor, condition=None, generator=None) -> Tensor:
         t, noise = _draw(self.times, model, x, generator)
         x_t = model.process.perturb(x, t, noise)
         with torch.no_grad():
             wanted = self.oracle.noise(x_t, t, condition)
-        return (model.noise(x_t, t, condition) - wanted).square().mean()
+        return (model.noise(x_t, t, condition) - wanted).square().mean(1)

@@ -115,16 +115,10 @@ class Process(ABC):
         return max(end, LOG_SNR_MIN), LOG_SNR_MAX
 
     def grid(self, steps: int, spacing: str = "log_snr") -> Tensor:
-        """Decreasing times t_0 = 1 > ... > t_steps = t_min, shape (steps + 1,), float64.
+        """Decreasing times t_0 = 1 > ... > t_steps = t_min, shape (steps + 1,), float64; the ends are always the same.
 
-        Parameters
-        ----------
-        steps : int
-            Intervals, at least 1.
-        spacing : {"log_snr", "uniform", "quadratic", "karras"}
-            "log_snr": equal steps of log-SNR, on which the solvers show their orders on every path. "uniform" and
-            "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al. 2022, arXiv 2206.00364).
-            All of them have the same ends.
+        ``spacing`` "log_snr": equal steps of log-SNR, on which the solvers show their orders on every path. "uniform"
+        and "quadratic" in t. "karras": equal steps of (sigma/alpha)^(1/7) (Karras et al. 2022, arXiv 2206.00364).
         """
         require(steps >= 1, "at least 1 step", steps, "use steps=64 for a first try")
         require(spacing in SPACINGS, f"spacing among {SPACINGS}", repr(spacing))
@@ -202,8 +196,7 @@ class DiscreteVP(_VariancePreserving):
 
 @functools.lru_cache(maxsize=32)
 def _integrated_table(betas: tuple[float, ...]) -> Tensor:
-    rate = -torch.log1p(-torch.tensor(betas, dtype=torch.float64))
-    return torch.cat([torch.zeros(1, dtype=torch.float64), rate.cumsum(0)])
+    return -torch.log1p(-torch.tensor((0.0, *betas), dtype=torch.float64)).cumsum(0)
 
 
 def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Tensor:

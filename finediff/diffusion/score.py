@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
@@ -68,11 +69,8 @@ def to_denoised(value: Tensor, x: Tensor, t, process: Process, reading: Reading)
 class ScoreModel(nn.Module, ABC):
     """A law of x_0 known through E[x_0 | x_t] along a `Process`.
 
-    Attributes
-    ----------
-    process : Process
-    score_valid : bool
-        False where -eps_hat/sigma is not the score (optimal-transport pairing): samplers that need it refuse.
+    ``score_valid`` is False where -eps_hat/sigma is not the score (optimal-transport pairing): samplers that need it
+    refuse.
     """
 
     process: Process
@@ -110,6 +108,8 @@ class ScoreModel(nn.Module, ABC):
 class NetworkScore(ScoreModel):
     """A network read as one of the five quantities.
 
+    "eps" and "score" divide by alpha: where it goes to 0, they are read at log-SNR -15, where the level ends too.
+
     Parameters
     ----------
     network : nn.Module
@@ -120,13 +120,9 @@ class NetworkScore(ScoreModel):
     precondition : bool
         Add to the output what the reading would be if x_0 were N(0, I), so that a network that returns 0 (an
         untrained one) is the standard normal model. For "v" on a variance-preserving path that reading is 0.
-
-    "eps" and "score" divide by alpha: where it goes to 0, they are read at log-SNR -15, where the level ends too.
     """
 
-    def __init__(
-        self, network: nn.Module, process: Process, reading: Reading = "v", *, precondition=True
-    ) -> None:
+    def __init__(self, network, process: Process, reading: Reading = "v", *, precondition=True) -> None:
         super().__init__()
         require(reading in READINGS, f"a reading among {READINGS}", repr(reading))
         self.network, self.process, self.reading, self.precondition = network, process, reading, precondition
@@ -166,42 +162,32 @@ class EMA:
                 self.average[name].copy_(value)
 
 
-def divergence(
-    function, x: Tensor, *, probes: int | None = None, law: str = "rademacher", generator=None
-) -> Tensor:
-    """div f(x) = sum_j d f_j / d x_j per row, by vector-Jacobian products.
+def directions(x: Tensor, probes: int | None, *, law: str = "rademacher", generator=None) -> Iterable[Tensor]:
+    """Directions v (batch, d) over which v' J v adds up to the trace of J: the axes, or ``probes`` random ones.
 
-    Parameters
-    ----------
-    function : callable
-        (batch, d) -> (batch, d), row by row.
-    x : (batch, d)
-        Points, one a row.
-    probes : int, optional
-        None: the exact trace (d products). k: the mean of k probes of Hutchinson (1990), unbiased.
-    law : {"rademacher", "gaussian"}
-        Of the probes; Rademacher has the smaller variance.
-    generator : torch.Generator, optional
-        Of the probes, on x's device.
-
-    Returns
-    -------
-    Tensor (batch,)
+    Of ``law`` "rademacher" or "gaussian", the mean over random ones is unbiased (Hutchinson 1990); Rademacher has the
+    smaller variance.
     """
     require(law in ("rademacher", "gaussian"), "a law of probes 'rademacher' or 'gaussian'", repr(law))
     require(probes is None or probes >= 1, "at least 1 probe, or None for the exact trace", probes)
-    total = x.new_zeros(len(x))
+    if probes is None:
+        return torch.eye(x.shape[1]).to(x)[:, None].expand(-1, *x.shape)
+    draws = (normal(x.detach(), generator) for _ in range(probes))
+    return (z.sign() for z in draws) if law == "rademacher" else draws
+
+
+def divergence(function, x: Tensor, *, probes: int | None = None, law="rademacher", generator=None) -> Tensor:
+    """div f(x) = sum_j d f_j / d x_j, (batch,), by vector-Jacobian products along `directions`.
+
+    ``function`` maps x (batch, d) to (batch, d), row by row; the generator of the probes is on x's device.
+    """
+    along, total = directions(x, probes, law=law, generator=generator), x.new_zeros(len(x))
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         value = function(x)
         if not value.requires_grad:
             return total
-        if probes is None:
-            directions = torch.eye(x.shape[1]).to(x)[:, None].expand(-1, *x.shape)
-        else:
-            draws = (normal(x.detach(), generator) for _ in range(probes))
-            directions = (z.sign() for z in draws) if law == "rademacher" else draws
-        for v in directions:
+        for v in along:
             (product,) = torch.autograd.grad(value, x, v, retain_graph=True, materialize_grads=True)
             total = total + (product * v).sum(1)
     return total.detach() / (probes or 1)

@@ -3,9 +3,12 @@
 Gaussian      x ~ N(m, S),                       S by a scikit-learn covariance estimator
 Student t     x ~ t_nu(m, S),                    m, S, nu by maximum likelihood (ECME)
 bootstrap     rows of the panel, iid or in blocks of geometric length (stationary)
+  smoothed    x = m + (row - m + h S^{1/2} z)/sqrt(1 + h^2)
 """
 
 from __future__ import annotations
+
+from numbers import Real
 
 import numpy as np
 from scipy.optimize import brentq
@@ -189,6 +192,72 @@ class BootstrapGenerator(ScenarioGenerator):
 
     def _restore(self, arrays):
         self.rows_, self.block_length_ = arrays["rows"], float(arrays["block_length"][0])
+
+
+class SmoothedBootstrapGenerator(ScenarioGenerator):
+    """Rows of the panel drawn again, moved a little, and drawn in towards the mean: its mean and variances stay.
+
+    x = m + (row - m + h S^{1/2} z)/sqrt(1 + h^2), z ~ N(0, I), S the Ledoit-Wolf covariance. The covariance of x
+    is (C + h^2 S)/(1 + h^2), C that of the rows: variances are kept exactly, correlations up to a share
+    h^2/(1 + h^2) of their shrinkage. Excess kurtosis falls by (1 + h^2)^2: 0.91 of it is left at h = 0.22.
+    What looks new in such a scenario is noise of typical length h sqrt(d) about a row of the panel.
+
+    Parameters
+    ----------
+    bandwidth : float, optional
+        h, as a share of an asset's standard deviation; 0 is the bootstrap. By default Silverman's rule for one
+        margin, (4/(3n))^(1/5): 0.22 for 2,500 rows. His rule in d dimensions, 0.67 for 20 assets, would leave
+        half of the kurtosis.
+    random_state : None, int or RandomState
+
+    Attributes
+    ----------
+    rows_ : (n, d)
+    mean_ : (d,)
+    covariance_ : (d, d)
+        S, in the units of the returns.
+    bandwidth_ : float
+
+    References
+    ----------
+    Silverman and Young (1987), "The bootstrap: to smooth or not to smooth?", Biometrika 74; Silverman (1986),
+    Density Estimation, eq. 3.28.
+    """
+
+    def __init__(self, *, bandwidth=None, random_state=None):
+        self.bandwidth = bandwidth
+        self.random_state = random_state
+
+    def _fit(self, X, seed):
+        h = (4 / (3 * len(X))) ** 0.2 if self.bandwidth is None else self.bandwidth
+        if not isinstance(h, Real) or not 0 <= h < np.inf:
+            raise ValueError(
+                f"expected a finite bandwidth of at least 0, got {h!r}: it is a share of the standard deviation, "
+                "such as 0.2"
+            )
+        Z, self.mean_, scale = _standardise(X)
+        self.covariance_ = _rescale(LedoitWolf().fit(Z).covariance_, scale)
+        self.rows_, self.bandwidth_ = X, float(h)
+
+    def _sample(self, n, seed):
+        rng = np.random.default_rng(seed)
+        rows = self.rows_[rng.integers(len(self.rows_), size=n)]
+        noise = rng.standard_normal(rows.shape) @ _root(self.covariance_)
+        inward = 1 / np.sqrt(1 + self.bandwidth_**2)
+        # As a change of the row: a constant asset, and every row for h = 0, stays as it is to the last bit.
+        return rows - (1 - inward) * (rows - self.mean_) + inward * self.bandwidth_ * noise
+
+    def _arrays(self):
+        return {
+            "rows": self.rows_,
+            "mean": self.mean_,
+            "covariance": self.covariance_,
+            "bandwidth": np.array([self.bandwidth_]),
+        }
+
+    def _restore(self, arrays):
+        self.rows_, self.mean_, self.covariance_ = arrays["rows"], arrays["mean"], arrays["covariance"]
+        self.bandwidth_ = float(arrays["bandwidth"][0])
 
 
 def _optimal_block_length(X) -> float:

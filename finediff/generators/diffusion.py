@@ -9,28 +9,25 @@ from __future__ import annotations
 
 import json
 import numbers
-from collections.abc import Mapping
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-from finediff.diffusion.guide import ClassifierFreeGuidance, LinearStress
 from finediff.diffusion.objective import DenoisingScoreMatching, FlowMatching
 from finediff.diffusion.process import VP, Linear, Process
-from finediff.diffusion.sample import ProbabilityFlow, Sampler
+from finediff.diffusion.sample import Sampler
 from finediff.diffusion.score import NetworkScore
 from finediff.diffusion.train import train
-from finediff.generators.base import ScenarioGenerator
 from finediff.generators.condition import ConditionEncoder
+from finediff.generators.score import ScoreGenerator, on_device, threads
+from finediff.generators.training import Checkpoint, progress_bar
 from finediff.networks.mlp import MLP
 from finediff.panel import Standardizer
 
-_CHUNK = 8192  # rows sampled at once: bounds memory, and fixed so that it does not change the draws
-_LEAST_HELD_OUT = 20  # rows below which a held-out loss says nothing
+LEAST_HELD_OUT = 20  # rows below which a held-out loss says nothing
 
 
-class DiffusionGenerator(ScenarioGenerator):
+class DiffusionGenerator(ScoreGenerator):
     """What `DDPMGenerator` and `FlowMatchingGenerator` share."""
 
     _steered_by = ("condition", "stress", "guidance")
@@ -81,7 +78,7 @@ class DiffusionGenerator(ScenarioGenerator):
         device = self.score_model_.device
         order = torch.randperm(len(z), generator=on_cpu)
         n_held_out = round(self.held_out * len(z))
-        n_held_out = n_held_out if n_held_out >= _LEAST_HELD_OUT else 0
+        n_held_out = n_held_out if n_held_out >= LEAST_HELD_OUT else 0
         held_out, rows = z[order[:n_held_out]].to(device), z[order[n_held_out:]].to(device)
         known = [None, None]
         if self.condition_ is not None:
@@ -90,7 +87,7 @@ class DiffusionGenerator(ScenarioGenerator):
         # Another seed than the first weights have, or the first noise would be equal to them.
         again = int(torch.randint(2**62, (), generator=on_cpu))
         generator = torch.Generator(device=device).manual_seed(again)
-        with _threads(self.width):
+        with threads(self.width):
             self.history_ = train(
                 self.score_model_,
                 rows,
@@ -103,9 +100,8 @@ class DiffusionGenerator(ScenarioGenerator):
                 held_out=held_out if n_held_out else None,
                 held_out_condition=known[0],
                 patience=self.patience,
-                checkpoint=self.checkpoint,
-                progress=self.progress,
-                label=type(self).__name__,
+                checkpoint=None if self.checkpoint is None else Checkpoint(self.checkpoint),
+                progress=progress_bar(type(self).__name__, self.progress),
                 generator=generator,
             )
         self.score_model_.requires_grad_(False).eval()
@@ -126,96 +122,12 @@ class DiffusionGenerator(ScenarioGenerator):
                     f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
                 )
 
-    def _sample(self, n: int, seed: int, condition=None, stress=None, guidance=0.0) -> np.ndarray:
-        model = self.score_model_
-        known = self._known(condition, n)
-        if guidance and known is None:
-            raise ValueError(
-                "expected a condition to guide towards, got guidance without one: give condition=..."
-            )
-        if guidance:
-            model = ClassifierFreeGuidance(model, guidance)
-        generator = torch.Generator(device=model.device).manual_seed(seed)
-        sampler = self._sampler()
-        constraint = self._constraint(stress, n)
-        draws = np.empty((n, self.n_features_in_))
-        for start in range(0, n, _CHUNK):
-            part = slice(start, min(start + _CHUNK, n))
-            steered = model
-            if constraint is not None:
-                A, low, high = (value.to(model.device) for value in constraint)
-                # The scaler whitens, so the covariance of its rows is the identity.
-                band = (low[part], high[part])
-                steered = LinearStress(model, A, band, covariance=torch.eye(A.shape[1], device=A.device))
-            with _threads(self.width):
-                z = sampler(
-                    steered,
-                    (part.stop - part.start, self.n_features_in_),
-                    condition=None if known is None else known[part].to(model.device),
-                    generator=generator,
-                )
-            draws[part] = self.scaler_.inverse_transform(z.cpu().double().numpy())
-        return draws
-
-    def _known(self, condition, n: int) -> torch.Tensor | None:
-        if condition is None:
-            return None
-        if self.condition_ is None:
-            raise ValueError(
-                "expected no condition, got one: the generator was fitted without; fit(X, condition=...)"
-            )
-        return torch.as_tensor(self.condition_.transform(condition, n))
-
-    def _constraint(self, stress, n: int):
-        """A z = b in scaled coordinates as (A (k, d), low (n, k), high (n, k)), from {asset: return or band}."""
-        if stress is None:
-            return None
-        if not isinstance(stress, Mapping) or not stress:
-            raise ValueError(
-                f"expected stress as a mapping of assets to returns, got {stress!r}: {{'SPY': -0.07}}"
-            )
-        names = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
-        rows, low, high = [], [], []
-        # x = mean + z M, so asset j is the constraint z M[:, j] = x_j - mean_j, in its own units of scale.
-        origin = self.scaler_.inverse_transform(np.zeros((1, self.n_features_in_)))[0]
-        M = self.scaler_.inverse_transform(np.eye(self.n_features_in_)) - origin
-        for asset, value in stress.items():
-            if asset not in names:
-                raise ValueError(
-                    f"expected an asset of the panel, got {asset!r}: it has {', '.join(map(str, names[:8]))}..."
-                )
-            j = names.index(asset)
-            size = np.linalg.norm(M[:, j])
-            ends = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
-            for end, side in zip(ends, (low, high)):
-                end = np.asarray(end, dtype=np.float64)
-                if end.shape not in ((), (n,)) or np.isnan(end).any():
-                    raise ValueError(
-                        f"expected one return, a pair or {n} returns for {asset!r}, got {value!r}"
-                    )
-                if (end[np.isfinite(end)] <= -1).any():
-                    raise ValueError(
-                        f"expected returns above -1 (fractions) for {asset!r}, got {value!r}: -7 per cent is -0.07"
-                    )
-                side.append((np.broadcast_to(end, n) - origin[j]) / size)
-            rows.append(M[:, j] / size)
-        as_tensor = lambda value: torch.as_tensor(np.array(value), dtype=torch.float32)  # noqa: E731
-        return as_tensor(rows), as_tensor(low).T.contiguous(), as_tensor(high).T.contiguous()
-
     def _build(self, n_features: int, generator: torch.Generator) -> NetworkScore:
         n_conditions = 0 if self.condition_ is None else self.condition_.size
         network = MLP(n_features, self.width, self.depth, n_conditions=n_conditions, generator=generator)
-        model = NetworkScore(network, self._process()).to(_device(self.device))
+        model = NetworkScore(network, self._process()).to(on_device(self.device))
         model.score_valid = self._objective().score_valid
         return model
-
-    def _sampler(self):
-        return ProbabilityFlow(steps=32) if self.sampler is None else self.sampler
-
-    @property
-    def evaluations_(self) -> int:
-        """Network evaluations for one draw."""
-        return self._sampler().evaluations
 
     def _arrays(self) -> dict[str, np.ndarray]:
         network = {f"network/{k}": v.cpu().numpy() for k, v in self.score_model_.state_dict().items()}
@@ -234,7 +146,7 @@ class DiffusionGenerator(ScenarioGenerator):
             self.condition_ = ConditionEncoder()
             self.condition_.columns_ = json.loads(arrays["condition"].tobytes())
         try:
-            _device(self.device)
+            on_device(self.device)
         except ValueError:  # saved where there was another accelerator
             self.device = None
         self.score_model_ = self._build(self.n_features_in_, torch.Generator())
@@ -307,39 +219,3 @@ class FlowMatchingGenerator(DiffusionGenerator):
 
     def _objective(self):
         return FlowMatching(antithetic=True)
-
-
-@contextmanager
-def _threads(width: int):
-    """One thread for small networks on a CPU, then as many as before.
-
-    Their products are too small to share: a second thread doubles the CPU time on an idle machine, and on a busy
-    one the threads wait for each other (500 steps of the default network: 3.3 s with one, 314 s with two).
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if width <= 256 else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _device(device) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"expected a device torch can use here, got {device!r} ({str(error).splitlines()[0]}): "
-            "try device='cpu'"
-        ) from None
-
-
-def devices() -> dict[str, str]:
-    """What training would run on, in words."""
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (the CPU is used)"
-    return {
-        "GPU": gpu,
-        "threads": f"{torch.get_num_threads()} for large networks, 1 for those up to 256 units wide",
-    }

@@ -4,6 +4,7 @@
     Gaussian       N(m, S)                            m + alpha S (alpha^2 S + sigma^2 I)^-1 (x - alpha m)
     mixture        sum_m w_m N(m_m, S_m)              sum_m P(m | x) E[x_0 | x, m]
     scale mixture  m + sqrt(v) N(0, S), P(v_m) = w_m  sum_m P(v_m | x) E[x_0 | x, v_m]
+    product        sqrt(tau u_j) e_j, on one grid     sum_m P(tau u_j = v_m | x) E[x_0j | x_j, v_m]
     factor         m + B F + N(0, D)                  m + B F_hat + alpha D Lambda^-1 (x - alpha m - alpha B F_hat)
     empirical      a row of the panel at random       sum_i softmax_i(-|x - alpha x_i|^2 / 2 sigma^2) x_i
 
@@ -16,6 +17,7 @@ minimises the training loss to the end becomes, so it measures memorisation and 
 from finediff.diffusion.exact.factor import FactorLaw, FactorScore, MixtureFactors
 from finediff.diffusion.exact.gaussian import ExactScore, GaussianScore
 from finediff.diffusion.exact.mixture import EmpiricalScore, MixtureScore
+from finediff.diffusion.exact.product import ProductScaleMixtureScore
 from finediff.diffusion.exact.scale import ScaleMixtureScore
 
 __all__ = [
@@ -26,5 +28,6 @@ __all__ = [
     "GaussianScore",
     "MixtureFactors",
     "MixtureScore",
+    "ProductScaleMixtureScore",
     "ScaleMixtureScore",
 ]

@@ -54,11 +54,7 @@ class FactorLaw(nn.Module, ABC):
 class MixtureFactors(FactorLaw):
     """F ~ sum_m w_m N(means_m, covariances_m): Gaussian factors (one component), regimes, heavy tails.
 
-    Parameters
-    ----------
-    weights : (M,), non-negative, sum 1
-    means : (M, k)
-    covariances : (M, k, k), symmetric positive semidefinite
+    ``weights`` (M,) non-negative of sum 1, ``means`` (M, k), ``covariances`` (M, k, k) positive semidefinite.
     """
 
     def __init__(self, weights, means, covariances) -> None:
@@ -90,10 +86,8 @@ class MixtureFactors(FactorLaw):
         root = torch.linalg.cholesky(spread)
         delta = f[:, None] - alpha * self.means
         solved = _apply(torch.cholesky_inverse(root), delta)
-        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        quadratic = (delta * solved).sum(-1)
-        normal = -0.5 * (quadratic + log_det + f.shape[1] * math.log(2 * math.pi))
-        return solved, self.weights.log() + normal
+        log_det = 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1) + f.shape[1] * math.log(2 * math.pi)
+        return solved, self.weights.log() - 0.5 * ((delta * solved).sum(-1) + log_det)
 
     def denoise(self, f: Tensor, t, alpha: Tensor, gamma: Tensor) -> Tensor:
         solved, joint = self._components(f, alpha, gamma)
@@ -135,12 +129,10 @@ class FactorScore(ExactScore):
         loadings = as_shape("loadings", loadings, loadings.shape, loadings)
         d, k = loadings.shape
         variance = as_shape("an idiosyncratic variance", idiosyncratic_variance, (d,), loadings)
-        require(
-            (variance > 0).all(),
-            "positive idiosyncratic variances",
-            f"{variance.min():.3g}",
-            "an asset without noise of its own has a singular covariance; give it a small one, or use GaussianScore",
+        advice = (
+            "an asset without noise of its own makes them singular; give it a little, or use GaussianScore"
         )
+        require((variance > 0).all(), "positive idiosyncratic variances", f"{variance.min():.3g}", advice)
         full = k == 0 or torch.linalg.matrix_rank(loadings / variance.sqrt()[:, None]) == k
         advice = "drop the factors that repeat others"
         require(full, f"loadings of full column rank {k}", "a lower one", advice)

@@ -109,11 +109,7 @@ def log_normal(z: Tensor, variance: Tensor) -> Tensor:
 class GaussianScore(ExactScore):
     """The exact model of x_0 ~ N(mean, covariance): the Wiener filter (Wiener 1949).
 
-    Parameters
-    ----------
-    mean : (d,)
-    covariance : (d, d), symmetric positive semidefinite
-    process : Process
+    ``mean`` (d,), ``covariance`` (d, d) symmetric positive semidefinite.
     """
 
     def __init__(self, mean, covariance, process: Process) -> None:
@@ -138,8 +134,7 @@ class GaussianScore(ExactScore):
         return -(z / variance) @ self.eigenvectors.T
 
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
-        _, z, variance = self._components(x, t)
-        return log_normal(z, variance)
+        return log_normal(*self._components(x, t)[1:])
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         z = normal(self.mean[None], generator, n)

@@ -40,12 +40,7 @@ def draw_mixture(weights: Tensor, means: Tensor, roots: Tensor, n: int, generato
 class MixtureScore(ExactScore):
     """The exact model of a Gaussian mixture (Shah, Chen & Klivans 2023, arXiv 2307.01178).
 
-    Parameters
-    ----------
-    weights : (M,), non-negative, sum 1
-    means : (M, d)
-    covariances : (M, d, d), symmetric positive semidefinite
-    process : Process
+    ``weights`` (M,) non-negative of sum 1, ``means`` (M, d), ``covariances`` (M, d, d) positive semidefinite.
     """
 
     def __init__(self, weights, means, covariances, process: Process) -> None:
@@ -87,12 +82,7 @@ class EmpiricalScore(ExactScore):
     It memorises: its samples are training rows. As sigma -> 0, E[x_0|x_t] is the nearest row (at t = 0 exactly);
     the score, the noise and ``log_prob`` need sigma > 0.
 
-    Parameters
-    ----------
-    rows : (n, d)
-    process : Process
-    chunk : int
-        Rows taken at a time; memory is batch x chunk, whatever n is.
+    ``rows`` (n, d) are taken ``chunk`` at a time: memory is batch x chunk, whatever n is.
     """
 
     def __init__(self, rows, process: Process, *, chunk: int = 2048) -> None:

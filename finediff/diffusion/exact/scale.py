@@ -22,19 +22,16 @@ LADDER = (0.0, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class ScaleMixtureScore(ExactScore):
-    """The exact model of a Gaussian scale mixture.
+    """The exact model of a Gaussian scale mixture (Andrews & Mallows 1974, JRSS B 36).
 
-    Andrews & Mallows 1974, "Scale mixtures of normal distributions", JRSS B 36; the denoiser is that of Portilla,
-    Strela, Wainwright & Simoncelli 2003, IEEE Trans. Image Processing 12.
+    The denoiser is that of Portilla, Strela, Wainwright & Simoncelli 2003, IEEE Trans. Image Processing 12.
 
     Parameters
     ----------
-    scales : (M,), positive
-        The values v_k of the variance's multiplier.
-    weights : (M,), non-negative, sum 1
-    mean : (d,)
-    covariance : (d, d), symmetric positive semidefinite
-        S: the covariance of x_0 where sum_k w_k v_k = 1.
+    scales, weights : (M,) positive, (M,) non-negative of sum 1
+        The values v_k of the variance's multiplier, and their probabilities.
+    mean, covariance : (d,), (d, d) symmetric positive semidefinite
+        m and S: the covariance of x_0 where sum_k w_k v_k = 1.
     process : Process
 
     Attributes
@@ -130,29 +127,24 @@ class ScaleMixtureScore(ExactScore):
         """Maximum likelihood of mean, covariance and weights by EM (Dempster, Laird & Rubin 1977, JRSS B 39).
 
         E: P(v_k | x_i), hence r_i = E[1/v | x_i].  M: w_k = mean_i P(v_k | x_i), m = sum r_i x_i / sum r_i,
-        S = (1 - s) mean_i r_i (x_i - m)(x_i - m)^T + s T: loud days count less. At the end the scales are
-        divided by their mean, which leaves the law as it is and makes S the covariance of x.
+        S = (1 - s) mean_i r_i (x_i - m)(x_i - m)^T + s T: loud days count less. At the end the scales are divided
+        by their mean, so that S is the covariance of x. Raises ValueError where S is singular and not shrunk.
 
         Parameters
         ----------
-        X : (n, d) array or tensor
+        X : (n, d)
             Returns, one row a date, scaled so that the path's noise levels fit them.
         process : Process
             The path along which the law is then diffused; the fit does not depend on it.
         scales, n_scales : (M,), int
             The grid, in units of the sample covariance, or the size of a default one, see `default_scales`.
         shrinkage : float in [0, 1), optional
-            s, the share of T = the diagonal of the sample covariance. What EM never decreases is
-            (1 - s) log-likelihood - s/2 (log|S| + tr S^-1 T). Default: the best of eight values by the
-            leave-one-out likelihood. With n near or below d a small s fits each row with its own direction,
-            leaves no volatility to be seen, and loses to a Gaussian: .5 to .9 is right there.
+            s, the share of T = the diagonal of the sample covariance; default: that of ``LADDER`` with the best
+            leave-one-out likelihood. EM never decreases (1 - s) log-likelihood - s/2 (log|S| + tr S^-1 T). With n
+            near or below d a small s fits each row with its own direction, leaves no volatility to be seen, and
+            loses to a Gaussian: .5 to .9 is right there.
         iterations, tolerance : int, float
             EM stops after so many, or when one gains less, in nats a row.
-
-        Raises
-        ------
-        ValueError
-            Where the covariance is singular and not shrunk, or a column is constant.
         """
         X = as_floating(X)
         require(X.ndim == 2 and len(X) >= 2, "X of shape (n, d) with n >= 2", tuple(X.shape))
@@ -167,13 +159,9 @@ class ScaleMixtureScore(ExactScore):
             if fitted is not None and (model is None or fitted[-1] > model.leave_one_out):
                 model = cls(*fitted[:-2], process)
                 model.shrinkage, model.likelihoods, model.leave_one_out = s, *fitted[-2:]
-        require(
-            model is not None,
-            "a covariance of full rank",
-            f"a singular one from X of shape {tuple(X.shape)} with shrinkage={shrinkage}, because rows are too few or "
-            "columns are constant or repeat others",
-            "drop such columns, or let shrinkage=None choose",
-        )
+        found = f"a singular one from X of shape {tuple(X.shape)} with shrinkage={shrinkage}"
+        advice = "rows are too few, or columns constant or alike; drop those, or let shrinkage=None choose"
+        require(model is not None, "a covariance of full rank", found, advice)
         return model.to(X)
 
 
