@@ -47,10 +47,10 @@ print(
 # *single day* can look like: scenarios are independent in time.
 
 # %%
-from finediff.generators import DDPMGenerator
+from finediff.generators import RidgeScoreGenerator
 
 train, held_out = random_split(returns, 0.3, random_state=seed)
-generator = DDPMGenerator(steps=steps, random_state=seed).fit(train)
+generator = RidgeScoreGenerator(random_state=seed).fit(train)
 scenarios = generator.sample(5000, random_state=seed + 1)
 scenarios.describe(percentiles=[0.01, 0.99]).T.round(4)
 
@@ -84,7 +84,7 @@ tail_risk_table(held_out, scenarios, {"minimum variance": weights}).round(4)
 # ## The whole report, with the rivals in the same run
 
 # %%
-from finediff.generators import BootstrapGenerator, GaussianGenerator, StudentTGenerator
+from finediff.generators import BootstrapGenerator, CopulaGenerator, DDPMGenerator, GaussianGenerator
 from finediff.provenance import manifest
 from finediff.report.render import write_report
 from finediff.report.study import study
@@ -92,9 +92,10 @@ from finediff.report.study import study
 result = study(
     returns,
     {
+        "ridge": RidgeScoreGenerator(random_state=seed),
         "ddpm": DDPMGenerator(steps=steps, random_state=seed),
         "gaussian": GaussianGenerator(random_state=seed),
-        "student-t": StudentTGenerator(random_state=seed),
+        "t-copula": CopulaGenerator(random_state=seed),
         "bootstrap": BootstrapGenerator(random_state=seed),
     },
     title="First report",

@@ -15,17 +15,23 @@ if TYPE_CHECKING:
 def generator_of(model: Model, seed: int, device: str | None, steps: int):
     from finediff.generators import (
         BootstrapGenerator,
+        CopulaGenerator,
         DDPMGenerator,
         FlowMatchingGenerator,
         GaussianGenerator,
+        RidgeScoreGenerator,
+        SmoothedBootstrapGenerator,
         StudentTGenerator,
     )
 
     return {
+        Model.ridge: lambda: RidgeScoreGenerator(device=device, random_state=seed),
         Model.ddpm: lambda: DDPMGenerator(steps=steps, device=device, random_state=seed),
         Model.flow: lambda: FlowMatchingGenerator(steps=steps, device=device, random_state=seed),
         Model.gaussian: lambda: GaussianGenerator(random_state=seed),
         Model.student_t: lambda: StudentTGenerator(random_state=seed),
+        Model.t_copula: lambda: CopulaGenerator(random_state=seed),
+        Model.smoothed_bootstrap: lambda: SmoothedBootstrapGenerator(random_state=seed),
         Model.bootstrap: lambda: BootstrapGenerator(random_state=seed),
         Model.block_bootstrap: lambda: BootstrapGenerator(method="stationary", random_state=seed),
     }[model]()

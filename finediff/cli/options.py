@@ -10,11 +10,14 @@ import typer
 
 
 class Model(StrEnum):
+    ridge = "ridge"
     ddpm = "ddpm"
     flow = "flow"
     gaussian = "gaussian"
     student_t = "student-t"
+    t_copula = "t-copula"
     bootstrap = "bootstrap"
+    smoothed_bootstrap = "smoothed-bootstrap"
     block_bootstrap = "block-bootstrap"
 
 

@@ -68,7 +68,7 @@ def fetch(
 def fit(
     panel: Panel,
     out: Annotated[Path, typer.Option(help="Directory of the fitted generator.")] = Path("model"),
-    model: Annotated[Model, typer.Option()] = Model.ddpm,
+    model: Annotated[Model, typer.Option()] = Model.ridge,
     kind: KindOption = Kind.prices,
     missing: MissingOption = Missing.error,
     start: Start = None,

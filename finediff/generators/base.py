@@ -31,7 +31,12 @@ from finediff.provenance import whole_directory
 _FIT, _SAMPLE = 0, 1
 _FORMAT = 1
 # Dataclasses that may stand in a saved configuration: nothing else is ever imported by `load`.
-_CONFIGURABLE = ("finediff.diffusion.process", "finediff.diffusion.sample", "finediff.diffusion.objective")
+_CONFIGURABLE = (
+    "finediff.diffusion.process",
+    "finediff.diffusion.sample",
+    "finediff.diffusion.objective",
+    "finediff.generators.ridge_score",
+)
 
 
 class ScenarioGenerator(BaseEstimator, ABC):
@@ -153,7 +158,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
         for name in given:
             if name not in self._steered_by:
                 raise ValueError(
-                    f"expected no {name} for {type(self).__name__}, got one: it cannot be steered; use DDPMGenerator"
+                    f"expected no {name} for {type(self).__name__}, got one: it cannot be steered so; DDPMGenerator takes all three"
                 )
         return given
 
