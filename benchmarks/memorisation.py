@@ -1,10 +1,12 @@
 """When does a network begin to copy its training rows, and how does that grow with their number?
 
-    python benchmarks/memorisation.py [--json]
+    python benchmarks/memorisation.py [--assets 20] [--json]
 
-A deliberately large network without weight decay is trained past its best on n days of five shares; memorisation
-begins when 5 % of its draws lie on a training row (nearest / second-nearest distance below 1/3). Bonnaire et al. 2025
-(arXiv 2505.17638) find the step of onset to grow linearly in n, and the step of the least held-out loss hardly.
+A deliberately large network without weight decay is trained past its best on n days of five or more shares;
+memorisation begins when 5 % of its draws lie on a training row (nearest / second-nearest distance below 1/3). The dial,
+the share of the way from the held-out loss to the training rows' own score, is followed beside it; a run ends at
+either. Bonnaire et al. 2025 (arXiv 2505.17638) find the step of onset to grow linearly in n, and the step of the least
+held-out loss hardly.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from finediff.networks.mlp import MLP
 from finediff.panel import Standardizer, load_prices, random_split, to_returns
 
 # So many steps that the learning rate, lowered by a cosine over all of them, is constant where it matters.
-ASSETS, SIZES, STEPS = 5, (250, 500, 1000, 2000), 1_000_000
+SIZES, STEPS = (250, 500, 1000, 2000), 1_000_000
 SHARES = (0.25, 0.5, 0.75)  # of the way to the training rows' own score
 
 
@@ -42,7 +44,8 @@ def crossing(monitor: MemorisationMonitor, share: float) -> int | None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    returns = to_returns(load_prices(start="2000-01-01")).iloc[:, :ASSETS]
+    assets = int(sys.argv[sys.argv.index("--assets") + 1]) if "--assets" in sys.argv else 5
+    returns = to_returns(load_prices(start="2000-01-01")).iloc[:, :assets]
     pool, test = random_split(returns, 0.4, random_state=0)
     found = []
     for n in SIZES:
@@ -52,7 +55,7 @@ def main() -> None:
             torch.as_tensor(scaler.transform(x), dtype=torch.float32) for x in (rows, test.to_numpy())
         )
         generator = torch.Generator().manual_seed(0)
-        model = NetworkScore(MLP(ASSETS, 256, 3, generator=generator), VP())
+        model = NetworkScore(MLP(assets, 256, 3, generator=generator), VP())
         objective = DenoisingScoreMatching("eps")
         monitor = MemorisationMonitor(z, held_out, objective, stop="onset", n_draws=1000)
         began = time.process_time()
@@ -67,7 +70,7 @@ def main() -> None:
             ema_decay=0.99,
             patience=None,
             evaluate_every=n,
-            callbacks=[monitor],
+            callbacks=[monitor, lambda _, monitor=monitor: monitor.dial[-1] > SHARES[-1]],
             generator=generator,
         )
         row = {

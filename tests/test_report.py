@@ -88,6 +88,7 @@ def make_study(d, splits=None):
         "findings": [Finding("stale", "warning", ODD, returns.index[0], f"{ODD} stands still.", "Drop it.")],
         "generator_name": "Student t",
         "scenarios": scenarios,
+        "fit_summary": "",
         "histories": {"DDPM": history},
         "splits": splits,
         "covariances": covariances,

@@ -152,6 +152,16 @@ class RidgeScoreGenerator(ScoreGenerator):
                     f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
                 )
 
+    @property
+    def fit_summary_(self) -> str:
+        """What was fitted, in words."""
+        base = "an exact heavy-tailed law, fitted by expectation maximisation"
+        if self.residual_nats_ <= 0:
+            return f"{base}; no residual was learned"
+        count = len(self.score_model_.directions)
+        along = "the market's direction" if count == 1 else f"{count} principal directions"
+        return f"{base}; a regression along {along} adds {self.residual_nats_:.3f} nats a row in cross-validation"
+
     def _sampler(self) -> Sampler:
         return LearnedLevels() if self.sampler is None else self.sampler
 

@@ -11,6 +11,7 @@ However heavy the tails of x_i, the y_i have the noise of Gaussian rows. On retu
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 from sklearn.covariance import ledoit_wolf
 
 __all__ = ["factor_analysis", "robust_scatter", "tyler"]
@@ -71,13 +72,14 @@ def squared_distances(X: np.ndarray, S: np.ndarray) -> np.ndarray:
     return np.square(X @ (vectors / np.sqrt(values))).sum(1)
 
 
-def factor_analysis(C, k: int, *, iterations: int = 30, tolerance: float = 1e-4):
+def factor_analysis(C, k: int, *, start=None, iterations: int = 30, tolerance: float = 1e-4):
     """Loadings L (d, k) and variances D (d,) of the likeliest L L' + diag(D) for a covariance C (Joreskog 1967).
 
-    Given D, the loadings are the k leading eigenvectors of D^-1/2 C D^-1/2; D is then the rest of the diagonal.
+    Given D, the loadings are the k leading eigenvectors of D^-1/2 C D^-1/2; D is then the rest of the diagonal. The
+    first D is ``start`` or the diagonal itself; each round costs one eigendecomposition.
     """
     whole = np.diag(C)
-    D = whole.copy()
+    D = whole if start is None else start
     for _ in range(iterations):
         root = np.sqrt(D)
         values, vectors = np.linalg.eigh(C / np.outer(root, root))
@@ -117,12 +119,16 @@ def robust_scatter(X, *, folds: int = 4) -> np.ndarray:
     for fold in range(folds):
         out = np.arange(n) % folds == fold
         inside, held_out = (rows[part].T @ rows[part] / part.sum() for part in (~out, out))
+        own = None
         for i, k in enumerate(numbers):
-            target = _factor_model(inside, k)
+            L, own = factor_analysis(
+                inside, k, start=own, iterations=8
+            )  # from the last number's: a few rounds do
+            target = L @ L.T + np.diag(own)
             losses[i] += [_gaussian_loss(a * inside + (1 - a) * target, held_out) for a in SHARES]
     i, j = np.unravel_index(np.argmin(losses), losses.shape)
-    C, a = rows.T @ rows / n, SHARES[j]
-    return (a * C + (1 - a) * _factor_model(C, numbers[i])) * np.outer(scale, scale)
+    (L, own), a = factor_analysis(rows.T @ rows / n, numbers[i]), SHARES[j]
+    return (a * rows.T @ rows / n + (1 - a) * (L @ L.T + np.diag(own))) * np.outer(scale, scale)
 
 
 def _moving_rows(X) -> np.ndarray:
@@ -130,14 +136,10 @@ def _moving_rows(X) -> np.ndarray:
     return X[np.square(X).sum(1) > 0]
 
 
-def _factor_model(C: np.ndarray, k: int) -> np.ndarray:
-    L, D = factor_analysis(C, k)
-    return L @ L.T + np.diag(D)
-
-
 def _gaussian_loss(S: np.ndarray, C: np.ndarray) -> float:
     """-2 times the mean log likelihood of rows with second moments C under N(0, S), without constants."""
-    values, vectors = np.linalg.eigh(S)
-    if values[0] <= 1e-10 * values[-1]:
+    try:
+        root = cho_factor(S, lower=True)
+    except np.linalg.LinAlgError:
         return np.inf
-    return float(np.log(values).sum() + (vectors.T @ C * vectors.T / values[:, None]).sum())
+    return float(2 * np.log(np.diag(root[0])).sum() + np.trace(cho_solve(root, C)))

@@ -61,13 +61,12 @@ def _panel(study):
 
 def _training(study):
     seen = {name: history for name, history in study.histories.items() if len(history.step)}
+    solved = study.fit_summary or "estimated in one step"
+    chosen = f"{study.generator_name} has no iterative training and no loss curve ({solved}). "
     if not seen:
-        return (
-            f"{study.generator_name} is estimated in one step: there is no iterative training and no loss curve.",
-            [],
-        )
+        return chosen, []
     lead = (
-        "A diffusion model learns to take added noise out of real rows again. The loss on a tenth of the training "
+        f"{'' if study.generator_name in seen else chosen}A diffusion network learns to take added noise out of real rows again. The loss on a tenth of the training "
         "rows, set aside for this purpose (not the rows of the judgement), shows "
         "how long it still learned something general, and where it would have begun to copy."
     )

@@ -74,6 +74,7 @@ class Study:
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     manifest: dict = field(default_factory=dict)
     caveats: tuple[str, ...] = ()
+    fit_summary: str = ""
 
 
 def study(
@@ -188,6 +189,7 @@ def study(
         tail=tail_risk_table(test, scenarios, portfolios, [a for a in (0.01, 0.05) if a * len(test) >= 1]),
         manifest=manifest or {},
         caveats=tuple(caveats),
+        fit_summary=fitted["random", chosen].summary,
     )
     return replace(result, verdicts=verdicts(result))
 
@@ -197,6 +199,7 @@ class _Fitted:
     scenarios: pd.DataFrame
     history: object | None
     evaluations: int
+    summary: str
     fit_seconds: float
     sample_seconds: float
 
@@ -211,6 +214,7 @@ def _fit_and_sample(generator, train: pd.DataFrame, n: int, seed: int) -> _Fitte
         scenarios,
         getattr(generator, "history_", None),
         getattr(generator, "evaluations_", 0),
+        getattr(generator, "fit_summary_", ""),
         fitted - began,
         time.perf_counter() - fitted,
     )

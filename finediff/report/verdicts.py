@@ -59,12 +59,13 @@ def _training(study) -> Verdict:
     best = ", ".join(
         f"{name} at step {h.best_step:,} of {h.step[-1]:,}" for name, h in study.histories.items()
     )
+    chosen = f"{study.generator_name}: {study.fit_summary}. " if study.fit_summary else ""
     if late:
         return Verdict(
             "note",
-            f"Best losses on the rows set aside: {best}. {_list(late)} still improved: try more steps.",
+            f"{chosen}Best losses on the rows set aside: {best}. {_list(late)} still improved: try more steps.",
         )
-    return Verdict("good", f"The best loss on the rows set aside came before the end: {best}.")
+    return Verdict("good", f"{chosen}The best loss on the rows set aside came before the end: {best}.")
 
 
 def _fit(study) -> Verdict:
