@@ -22,6 +22,7 @@ from finediff.generators import (
     FlowMatchingGenerator,
     GaussianGenerator,
     QuadratureScoreGenerator,
+    RidgeScoreGenerator,
     ScenarioGenerator,
     SmoothedBootstrapGenerator,
     StudentTGenerator,
@@ -45,6 +46,7 @@ NETWORKS = {
         QuadratureScoreGenerator,
         {"width": 4, "nodes": 3, "time_nodes": 5, "iterations": 3, "device": "cpu"},
     ),
+    "ridge": (RidgeScoreGenerator, {"directions": 1, "draws": 2, "levels": 4, "folds": 2, "device": "cpu"}),
 }
 GENERATORS = CLASSICAL | NETWORKS
 every_generator = pytest.mark.parametrize("name", GENERATORS)

@@ -23,6 +23,7 @@ from finediff.generators import (
     FlowMatchingGenerator,
     GaussianGenerator,
     QuadratureScoreGenerator,
+    RidgeScoreGenerator,
     SmoothedBootstrapGenerator,
     StudentTGenerator,
 )
@@ -32,6 +33,7 @@ GENERATORS = [
     DDPMGenerator(**SMALL),
     FlowMatchingGenerator(**SMALL),
     QuadratureScoreGenerator(width=4, nodes=3, time_nodes=5, iterations=3, device="cpu"),
+    RidgeScoreGenerator(device="cpu"),
     GaussianGenerator(),
     StudentTGenerator(),
     BootstrapGenerator(),

@@ -165,9 +165,9 @@ class ResidualScore(ScoreModel):
         for part in rows.split(max(1, _AT_ONCE // (draws * rows.shape[1]))):
             n, d = part.shape
             # One row's noises are neighbours, so they are orthogonal to each other.
-            half = orthogonal_normal(n * -(-draws // 2), d, generator, dtype=rows.dtype)
-            z = torch.cat([half, -half])[: n * draws] if draws > 1 else half
-            x = self.process.perturb(part.repeat_interleave(len(half) // n, 0).repeat(2, 1)[: len(z)], t, z)
+            half = orthogonal_normal(n * -(-draws // 2), d, generator, dtype=rows.dtype).reshape(n, -1, d)
+            z = torch.cat([half, -half], 1)[:, :draws].reshape(-1, d)
+            x = self.process.perturb(part.repeat_interleave(draws, 0), t, z)
             precision, _, day = self.base.moments(x, t)
             f = self._features(x, t, precision, day)
             y = self.directions @ (z - sigma * x * precision).T

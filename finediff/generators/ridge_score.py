@@ -27,6 +27,7 @@ from finediff.panel import RobustStandardizer, Standardizer
 
 _RESIDUAL = ("directions", "spreads", "levels", "weights")
 _LEAST_ROWS = 200  # below, eighteen coefficients a level follow the noise
+_MANY_ASSETS = 200  # beyond, a jump on a day that the others call quiet underflows in float32
 _MANY_ROWS = 1000  # below, the market's direction alone
 
 
@@ -117,8 +118,14 @@ class RidgeScoreGenerator(ScoreGenerator):
             z = self.scaler_.transform(X)
             still = np.ptp(X, axis=0) == 0
             self.scaler_.unwhitening_[:, still] = 0.0
-            z = torch.as_tensor(z, dtype=torch.float32, device=device)
-            self.base_ = self.score_model_ = ProductScaleMixtureScore.fit(z, self._process())
+            kind = torch.float64 if X.shape[1] > _MANY_ASSETS else torch.float32
+            z = torch.as_tensor(z, dtype=kind, device=device)
+            generator = torch.Generator(device=device).manual_seed(seed)
+            moving = torch.as_tensor(~still, device=device)
+            self.base_ = ProductScaleMixtureScore.fit(z[:, moving], self._process())
+            if still.any():
+                self._add_still(z, moving, generator)
+            self.score_model_ = self.base_
             self.residual_nats_ = 0.0
             count = min(self._n_directions(len(X)), int((~still).sum()))
             if count:
@@ -130,9 +137,21 @@ class RidgeScoreGenerator(ScoreGenerator):
                     levels=self.levels,
                     draws=self.draws,
                     folds=self.folds,
-                    generator=torch.Generator(device=device).manual_seed(seed),
+                    generator=generator,
                 )
                 self.residual_nats_ = self.score_model_.nats
+
+    def _add_still(self, z: torch.Tensor, moving: torch.Tensor, generator: torch.Generator) -> None:
+        """Give assets that stand still the day's volatility: their zeros would say that every day is quiet."""
+        base, (_, n_levels) = self.base_, self.base_.own.shape
+        own = base.own.new_zeros(len(moving), n_levels)
+        own[:, n_levels // 2] = 1.0
+        own[moving] = base.own
+        day = torch.multinomial(base.posterior(z[:, moving], 0.0), 1, generator=generator)
+        shape = (len(z), int((~moving).sum()))
+        draws = torch.randn(shape, dtype=z.dtype, device=z.device, generator=generator)
+        z[:, ~moving] = (0.5 * base.log_common[day]).exp() * draws
+        self.base_ = ProductScaleMixtureScore(base.common, own, STEP, self._process())
 
     def _n_directions(self, n: int) -> int:
         if self.directions is not None:

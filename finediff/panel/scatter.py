@@ -51,7 +51,8 @@ def tyler(X, shrinkage: float | None = None, *, iterations: int = 50, tolerance:
     n, d = X.shape
     if shrinkage is None:
         unit = X / np.linalg.norm(X, axis=1, keepdims=True)
-        shrinkage = max(ledoit_wolf(unit, assume_centered=True)[1], 1e-3 if n <= 2 * d else 0.0)
+        chosen = ledoit_wolf(unit, assume_centered=True)[1] if n > 1 else 1.0
+        shrinkage = max(chosen, 1e-3 if n <= 2 * d else 0.0)
     if not 0 <= shrinkage <= 1 or (shrinkage == 0 and n <= d):
         raise ValueError(
             f"expected a shrinkage in [0, 1], above 0 for {n} rows of {d} assets, got {shrinkage}: None chooses one"

@@ -82,15 +82,17 @@ class ProductScaleMixtureScore(ExactScore):
         square, constant = x.T.square(), torch.log(2 * torch.pi * c)
         # N(x; 0, c) is largest at c = x^2: that bound is taken out, so that far tails do not underflow.
         nearest = torch.minimum(torch.maximum(square, c[:, 0]), c[:, -1]).detach()
-        bound = torch.log(2 * torch.pi * nearest) + square / nearest
-        logs = torch.addcmul(bound[..., None] - constant, square[..., None], 1 / c, value=-1)
+        volume = torch.log(2 * torch.pi * nearest)
+        bound = volume + square / nearest
+        # One difference of the two quadratic terms: of each alone, far out, rounding is larger than the difference.
+        logs = volume[..., None] - constant + square[..., None] * (1 / nearest[..., None] - 1 / c)
         B = torch.exp(0.5 * logs)
         return B, -0.5 * bound.sum(0), c
 
-    def _joint(self, B: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
-        """A (d, batch, K) and log pi_k p_t(x|k) (batch, K)."""
+    def _joint(self, B: Tensor) -> tuple[Tensor, Tensor]:
+        """A (d, batch, K), and log pi_k p_t(x|k) over the bound (batch, K)."""
         A = (B @ self.bands.mT).clamp(min=torch.finfo(B.dtype).tiny)
-        return A, self.common.log() + A.log().sum(0) + top[:, None]
+        return A, self.common.log() + A.log().sum(0)
 
     def _blocks(self, x: Tensor, t):
         """Rows and their times, few enough at once for the tables to stay small."""
@@ -111,8 +113,8 @@ class ProductScaleMixtureScore(ExactScore):
         """
         found = []
         for rows, times in self._blocks(x, t):
-            B, top, c = self._densities(rows, times)
-            A, joint = self._joint(B, top)
+            B, _, c = self._densities(rows, times)
+            A, joint = self._joint(B)
             r = joint.softmax(1)
             P = ((r / A) @ self.bands) * B
             of_each = torch.stack([1 / c, self.variances / c], 2)
@@ -129,14 +131,13 @@ class ProductScaleMixtureScore(ExactScore):
 
     def posterior(self, x: Tensor, t) -> Tensor:
         """P(tau = e^{kh} | x_t = x), (batch, K)."""
-        return self._day(x, t).softmax(1)
+        return torch.cat(
+            [self._joint(self._densities(*block)[0])[1].softmax(1) for block in self._blocks(x, t)]
+        )
 
     def log_prob(self, x: Tensor, t=0.0) -> Tensor:
-        return self._day(x, t).logsumexp(1)
-
-    def _day(self, x: Tensor, t) -> Tensor:
-        """log pi_k p_t(x|k), (batch, K)."""
-        return torch.cat([self._joint(*self._densities(*block)[:2])[1] for block in self._blocks(x, t)])
+        tables = (self._densities(*block) for block in self._blocks(x, t))
+        return torch.cat([self._joint(B)[1].logsumexp(1) + bound for B, bound, _ in tables])
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         k = torch.multinomial(self.common, n, replacement=True, generator=generator)
@@ -147,8 +148,8 @@ class ProductScaleMixtureScore(ExactScore):
         """One exact draw of x_0 given x_t = x for each row, (batch, d): tau, then each u_j, then a Gaussian."""
         draws = []
         for rows, times in self._blocks(x, t):
-            B, top, _ = self._densities(rows, times)
-            joint = self._joint(B, top)[1]
+            B = self._densities(rows, times)[0]
+            joint = self._joint(B)[1]
             k = torch.multinomial(joint.softmax(1), 1, generator=generator)[:, 0]
             P = (B * self.bands[:, k]).reshape(-1, len(self.variances))
             m = torch.multinomial(P, 1, generator=generator).reshape(x.shape[1], len(rows)).T
@@ -183,8 +184,8 @@ class ProductScaleMixtureScore(ExactScore):
         iterations : int
             Of EM.
         prior : float
-            Rows' worth of a log-normal law of variance h^2 (L/6)^2 that each coordinate's own law is drawn towards,
-            beside one row for each common level.
+            Rows' worth of a log-normal law of variance h^2 (L/6)^2 that each coordinate's own law is drawn towards;
+            the day's law is drawn towards one like it by one row's worth.
 
         Raises
         ------
@@ -197,6 +198,7 @@ class ProductScaleMixtureScore(ExactScore):
         counts = (n_common, n_own, iterations)
         require(min(counts) >= 1, "at least 1 level of each kind and 1 iteration", counts)
         start = torch.softmax(-0.5 * (_levels(n_own, 1.0, rows) * 6 / n_own) ** 2, 0)
+        day = torch.softmax(-0.5 * (_levels(n_common, 1.0, rows) * 6 / n_common) ** 2, 0)
         model = cls(rows.new_ones(n_common) / n_common, start.expand(X.shape[1], -1), step, process)
         # B does not change from one iteration to the next: n d M numbers are kept, and all else is in blocks.
         tables = [model._densities(*block)[:2] for block in model._blocks(rows, 0.0)]
@@ -205,17 +207,18 @@ class ProductScaleMixtureScore(ExactScore):
             days, counts, value = model._counts(tables)
             trace.append(value / len(rows))
             own = counts + prior * start
-            model = cls((days + 1) / (days + 1).sum(), own / own.sum(1, keepdim=True), step, process)
+            days = days + day
+            model = cls(days / days.sum(), own / own.sum(1, keepdim=True), step, process)
         model.likelihoods = tuple(trace)
         return model
 
     def _counts(self, tables: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, float]:
         """Expected days on each common level (K,), days on each own level (d, L), and the log likelihood."""
         days, pairs, value = torch.zeros_like(self.common), torch.zeros_like(self.bands), 0.0
-        for B, top in tables:
-            A, joint = self._joint(B, top)
+        for B, bound in tables:
+            A, joint = self._joint(B)
             r = joint.softmax(1)
-            days, value = days + r.sum(0), value + float(joint.logsumexp(1).sum())
+            days, value = days + r.sum(0), value + float((joint.logsumexp(1) + bound).sum())
             pairs += (r / A).mT @ B
         pairs, K = pairs * self.bands, len(self.common)
         levels = range(self.own.shape[1])
