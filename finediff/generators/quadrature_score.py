@@ -33,7 +33,7 @@ class QuadratureScoreGenerator(DiffusionGenerator):
     rule, without a random draw: training is a smooth deterministic minimisation. An untrained or strongly ridged
     network is the Gaussian with the panel's shrunk covariance.
 
-    With the defaults a fit of 20 assets takes 10 s of CPU for 750 rows and 17 s for 2,500. On the bundled panel it won
+    With the defaults a fit of 20 assets takes 10 s of CPU for 750 rows and 17 to 35 s for 2,500. On the bundled panel it won
     .35 and 1.5 nats a day over the Gaussian it starts from (one seed, and the defaults were chosen on those test rows:
     optimistic); its scenarios had 13 % too little variance and few of the tails.
 
