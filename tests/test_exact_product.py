@@ -450,3 +450,33 @@ def test_bad_arguments_are_one_sentence(case):
         call()
     assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_conditional_draws_are_the_law_within_the_band():
+    """Against rejection: mean, spread and volatility of all coordinates, by two-sample z-tests."""
+    law = model()
+    A = torch.tensor([[1.0, 0.5, 0.0, -0.2]], dtype=torch.float64)[:, : law.own.shape[0]]
+    generator = torch.Generator().manual_seed(3)
+    free = law.sample(400_000, generator)
+    along = (free @ A.T)[:, 0]
+    low, high = 1.5 * along.std(), 3 * along.std()
+    kept = free[(along > low) & (along < high)]
+    bounds = [end.expand(len(kept), 1) for end in (low, high)]
+    draws = law.sample_given(A, *bounds, generator)
+    assert ((draws @ A.T > low - 1e-9) & (draws @ A.T < high + 1e-9)).all()
+    for moment in (1, 2, 4):
+        ours, theirs = draws.pow(moment), kept.pow(moment)
+        error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
+        # The pool's volatilities are used more than once, which adds to the error.
+        assert ((ours.mean(0) - theirs.mean(0)).abs() < 6 * error).all(), moment
+
+
+def test_several_wishes_hold_at_once():
+    law = model()
+    A = torch.eye(law.own.shape[0], dtype=torch.float64)[:2]
+    target = torch.linspace(-4, 4, 50, dtype=torch.float64)
+    low = torch.stack([target, torch.full_like(target, -0.1)], 1)
+    high = torch.stack([target, torch.full_like(target, torch.inf)], 1)
+    x = law.sample_given(A, low, high, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x[:, 0], target, rtol=0, atol=1e-9)
+    assert (x[:, 1] >= -0.1 - 1e-9).all()

@@ -56,6 +56,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
     """
 
     _steered_by: tuple[str, ...] = ()
+    _numbered = False  # fitted on a frame whose columns are numbers, but not their positions
 
     @abstractmethod
     def _fit(self, X: np.ndarray, seed: int) -> None:
@@ -105,12 +106,16 @@ class ScenarioGenerator(BaseEstimator, ABC):
                 "expected conditions with the dates of the panel in its order, got another index: "
                 "condition.reindex(X.index) puts them in order"
             )
+        labels = list(X.columns) if isinstance(X, pd.DataFrame) else None
         X = validate_data(self, X, dtype=np.float64, order="C", ensure_min_samples=2, copy=True)
         heuristic_warnings(X, getattr(self, "feature_names_in_", range(X.shape[1])), stacklevel=2)
         if not np.ptp(X, axis=0).any():
             raise ValueError(
                 f"expected returns that vary, got the same row {len(X)} times: there is no law to learn"
             )
+        self._numbered = (
+            labels is not None and not hasattr(self, "feature_names_in_") and labels != [*range(X.shape[1])]
+        )
         self.n_samples_fit_ = len(X)
         self._fit(X, self._seed(None, _FIT), **self._steering(condition=condition))
         return self

@@ -53,7 +53,8 @@ class RidgeScoreGenerator(ScoreGenerator):
         Noise path; `VP()` by default.
     sampler : Sampler, optional
         By default Heun's method on 24 steps of the levels that were learned, started from the base's own law there;
-        where there is no residual, exact draws of the base.
+        where there is no residual, and under a stress, exact draws of the base: a stressed day's volatilities are
+        drawn first, and with them the spread of all other assets. A sampler given is guided by `LinearStress`.
     directions : int or None
         Principal directions, the market's first, along which the residual is learned; 0: the base alone. None: 5,
         with fewer than 1,000 rows 1, with fewer than 200 none.
@@ -164,7 +165,10 @@ class RidgeScoreGenerator(ScoreGenerator):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
                 raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
-        for name, kind, example in (("process", Process, "VP()"), ("sampler", Sampler, "DDIM(steps=64)")):
+        for name, kind, example in (
+            ("process", Process, "VP()"),
+            ("sampler", Sampler, "DPMSolver(steps=32)"),
+        ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise ValueError(
@@ -196,6 +200,11 @@ class RidgeScoreGenerator(ScoreGenerator):
             noise = torch.randn(exact.shape, dtype=exact.dtype, device=exact.device, generator=generator)
             start = self.base_.process.perturb(exact, sampler.grid(self.base_.process)[0], noise)
         return sampler(model, (n, self.n_features_in_), generator=generator, start=start)
+
+    def _draw_stressed(self, model, A, low, high, condition, generator) -> torch.Tensor:
+        if self.sampler is None:
+            return self.base_.sample_given(A, low, high, generator)
+        return super()._draw_stressed(model, A, low, high, condition, generator)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {f"scaler/{k}": v for k, v in self.scaler_.to_dict().items()}

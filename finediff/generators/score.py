@@ -41,6 +41,11 @@ class ScoreGenerator(ScenarioGenerator):
     def _sampler(self):
         return ProbabilityFlow(steps=32) if self.sampler is None else self.sampler
 
+    def _draw_stressed(self, model: ScoreModel, A, low, high, condition, generator) -> torch.Tensor:
+        """Rows z with low <= A z <= high, (n, k)."""
+        steered = LinearStress(model, A, (low, high), covariance=self._scaled_covariance().to(A))
+        return self._draw(steered, len(low), condition, generator)
+
     @property
     def evaluations_(self) -> int:
         """Network evaluations for one draw."""
@@ -60,14 +65,13 @@ class ScoreGenerator(ScenarioGenerator):
         draws = np.empty((n, self.n_features_in_))
         for start in range(0, n, _CHUNK):
             part = slice(start, min(start + _CHUNK, n))
-            steered = model
-            if constraint is not None:
-                A, low, high = (value.to(model.device) for value in constraint)
-                covariance = self._scaled_covariance().to(A)
-                steered = LinearStress(model, A, (low[part], high[part]), covariance=covariance)
             given = None if known is None else known[part].to(model.device)
             with threads(self.width):
-                z = self._draw(steered, part.stop - part.start, given, generator)
+                if constraint is None:
+                    z = self._draw(model, part.stop - part.start, given, generator)
+                else:
+                    A, low, high = (value.to(model.device) for value in constraint)
+                    z = self._draw_stressed(model, A, low[part], high[part], given, generator)
             draws[part] = self.scaler_.inverse_transform(z.cpu().double().numpy())
         return draws
 
@@ -88,6 +92,11 @@ class ScoreGenerator(ScenarioGenerator):
             raise ValueError(
                 f"expected stress as a mapping of assets to returns, got {stress!r}: {{'SPY': -0.07}}"
             )
+        if self._numbered:
+            raise ValueError(
+                "expected assets named by text to stress one of them, got numbers that are not their positions: "
+                "fit(X.rename(columns=str))"
+            )
         names = list(getattr(self, "feature_names_in_", range(self.n_features_in_)))
         rows, low, high = [], [], []
         # x = mean + z M, so asset j is the constraint z M[:, j] = x_j - mean_j, in its own units of scale.
@@ -100,6 +109,8 @@ class ScoreGenerator(ScenarioGenerator):
                 )
             j = names.index(asset)
             size = np.linalg.norm(M[:, j])
+            if size == 0:
+                raise ValueError(f"expected an asset that moves, got a stress of {asset!r}, which never did")
             ends = value if isinstance(value, tuple) and len(value) == 2 else (value, value)
             for end, side in zip(ends, (low, high)):
                 end = np.asarray(end, dtype=np.float64)
