@@ -348,3 +348,19 @@ def test_conditions_and_unknown_assets_are_refused(fitted):
         ridge().fit(market(), condition=np.zeros(600))
     with pytest.raises(ValueError, match="expected an asset of the panel, got 'Z'"):
         fitted.sample(5, stress={"Z": -0.1})
+
+
+def test_the_density_is_the_base_s_in_the_units_of_the_returns():
+    """It integrates to one, changes with units as a density must, and leaves out what never moved."""
+    X = market(300, 1)
+    generator = RidgeScoreGenerator(directions=0, random_state=0).fit(X)
+    grid = np.linspace(-40, 40, 40_001)[:, None] * X.to_numpy().std()
+    density = np.exp(generator.log_density(pd.DataFrame(grid, columns=X.columns)))
+    total = np.trapezoid(density, grid[:, 0])
+    assert abs(total - 1) < 1e-3
+    X = market(300, 3)
+    here = RidgeScoreGenerator(directions=0, random_state=0).fit(X).log_density(X)
+    there = RidgeScoreGenerator(directions=0, random_state=0).fit(X / 2).log_density(X / 2)
+    np.testing.assert_allclose(there, here + 3 * np.log(2), atol=1e-4)
+    cash = RidgeScoreGenerator(directions=0, random_state=0).fit(X.assign(cash=0.01))
+    np.testing.assert_allclose(cash.log_density(X.assign(cash=0.01)), here, atol=1e-3)
