@@ -356,7 +356,7 @@ def test_the_density_is_the_base_s_in_the_units_of_the_returns():
     generator = RidgeScoreGenerator(directions=0, random_state=0).fit(X)
     grid = np.linspace(-40, 40, 40_001)[:, None] * X.to_numpy().std()
     density = np.exp(generator.log_density(pd.DataFrame(grid, columns=X.columns)))
-    total = np.trapezoid(density, grid[:, 0])
+    total = density.sum() * (grid[1, 0] - grid[0, 0])
     assert abs(total - 1) < 1e-3
     X = market(300, 3)
     here = RidgeScoreGenerator(directions=0, random_state=0).fit(X).log_density(X)
