@@ -434,7 +434,7 @@ BAD = [
     ({"weight_bound": np.inf}, "weight_bound"),
     ({"learning_rate": np.nan}, "learning_rate"),
     ({"held_out": 1}, "expected held_out to be a share in [0, 1), got 1"),
-    ({"process": "VP"}, "expected process to be a Process such as VP() or None, got 'VP'"),
+    ({"process": "VP"}, "expected process to be a Process or None, got 'VP': try VP()"),
     ({"sampler": "heun"}, "sampler"),
     ({"device": "abacus"}, "try device='cpu'"),
 ]

@@ -364,3 +364,23 @@ def test_the_density_is_the_base_s_in_the_units_of_the_returns():
     np.testing.assert_allclose(there, here + 3 * np.log(2), atol=1e-4)
     cash = RidgeScoreGenerator(directions=0, random_state=0).fit(X.assign(cash=0.01))
     np.testing.assert_allclose(cash.log_density(X.assign(cash=0.01)), here, atol=1e-3)
+
+
+def test_numbered_columns_are_no_positions(tmp_path):
+    """A stress of column 2 must not fall on the third asset, nor after loading."""
+    X = market(60, 3).set_axis([2, 0, 1], axis=1)
+    generator = RidgeScoreGenerator(random_state=0).fit(X)
+    for fitted in (generator, RidgeScoreGenerator.load(generator.save(tmp_path / "model"))):
+        with pytest.raises(ValueError, match="named by text"):
+            fitted.sample(3, stress={2: -0.1})
+
+
+def test_an_asset_that_only_rounds_says_nothing():
+    """A constant up to its last bits is as good as a constant."""
+    X = market(150, 3)
+    cash = np.where(np.arange(len(X)) % 2, 0.1, 0.1 * (1 + 2e-16))
+    draws = [
+        RidgeScoreGenerator(directions=0, random_state=0).fit(X.assign(cash=c)).sample(500)
+        for c in (0.1, cash)
+    ]
+    np.testing.assert_allclose(draws[1].iloc[:, :3], draws[0].iloc[:, :3], rtol=1e-4, atol=1e-7)

@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from finediff.diffusion.objective import Weighting, weight
 from finediff.diffusion.process import Process, normal, require
-from finediff.diffusion.quadrature import gauss_hermite, gauss_hermite_2d, gauss_legendre, simpson
+from finediff.diffusion.quadrature import gauss_hermite, gauss_hermite_2d, gauss_legendre, hermite, simpson
 from finediff.diffusion.score import NetworkScore, network_input, to_denoised
 from finediff.diffusion.train import History
 
@@ -231,7 +231,7 @@ class DeterministicScoreMatching:
         alone = phi(mu[:, :, None] + s[:, None] * z)  # (n, h, Q)
         directions = functional.normalize(w, dim=1)
         if self.pairs == "series":
-            A = torch.einsum("nhq,qp->pnh", alone, q[:, None] * _hermite(z, Q))
+            A = torch.einsum("nhq,qp->pnh", alone, q[:, None] * hermite(z, Q).T)
             powers = (directions @ directions.T) ** torch.arange(Q, device=x.device)[:, None, None]
             G = (powers * (A.mT @ A)).sum(0)
         else:
@@ -242,14 +242,6 @@ class DeterministicScoreMatching:
             G = torch.diag((alone.square() @ q).sum(0))
             G = G.index_put((torch.cat([j, k]), torch.cat([k, j])), cross.repeat(2))
         return alone @ q, (alone @ (z * q)).sum(0), G
-
-
-def _hermite(z: Tensor, terms: int) -> Tensor:
-    """He_p(z)/sqrt(p!) for p < terms: (Q,) -> (Q, terms), orthonormal under N(0, 1)."""
-    values = [torch.ones_like(z), z]
-    for p in range(1, terms - 1):
-        values.append((z * values[p] - math.sqrt(p) * values[p - 1]) / math.sqrt(p + 1))
-    return torch.stack(values[:terms], 1)
 
 
 def minimise(

@@ -92,6 +92,14 @@ def gauss_hermite_2d(nodes: int, correlation=0.0) -> tuple[Tensor, Tensor]:
     return torch.stack([first.expand_as(second), second], -1), torch.outer(weights, weights).flatten()
 
 
+def hermite(points: Tensor, terms: int) -> Tensor:
+    """He_p(z)/sqrt(p!) for p < terms at points z (Q,), (terms, Q): orthonormal under N(0, 1)."""
+    found = [torch.ones_like(points), points]
+    for p in range(1, terms - 1):
+        found.append((points * found[p] - math.sqrt(p) * found[p - 1]) / math.sqrt(p + 1))
+    return torch.stack(found[:terms])
+
+
 def simpson(low: float, high: float, nodes: int) -> tuple[Tensor, Tensor]:
     """Simpson's rule for an integral from low to high: times (nodes,) in equal steps, weights (nodes,), float64.
 

@@ -197,6 +197,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
             "parameters": {k: _encode(k, v) for k, v in self.get_params(deep=False).items()},
             "n_features_in": self.n_features_in_,
             "n_samples_fit": self.n_samples_fit_,
+            "numbered": self._numbered,
             "feature_names_in": list(getattr(self, "feature_names_in_", [])) or None,
             "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
         }
@@ -235,6 +236,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
         try:
             self = kind(**{k: _decode(v) for k, v in parameters})
             self.n_features_in_, self.n_samples_fit_ = about["n_features_in"], about["n_samples_fit"]
+            self._numbered = about.get("numbered", False)
             if about["feature_names_in"]:
                 self.feature_names_in_ = np.asarray(about["feature_names_in"], dtype=object)
             self._restore(arrays)

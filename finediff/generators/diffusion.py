@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from finediff.diffusion.objective import DenoisingScoreMatching, FlowMatching
-from finediff.diffusion.process import VP, Linear, Process
-from finediff.diffusion.sample import Sampler
+from finediff.diffusion.process import VP, Linear
 from finediff.diffusion.score import NetworkScore
 from finediff.diffusion.train import train
 from finediff.generators.condition import ConditionEncoder
-from finediff.generators.score import ScoreGenerator, on_device, threads
+from finediff.generators.score import ScoreGenerator, on_device, part, threads
 from finediff.generators.training import Checkpoint, progress_bar
 from finediff.networks.mlp import MLP
 from finediff.panel import Standardizer
@@ -115,12 +114,7 @@ class DiffusionGenerator(ScoreGenerator):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or value < least:
                 raise ValueError(f"expected {name} to be a whole number, at least {least}, got {value!r}")
-        for name, kind, example in (("process", Process, "VP()"), ("sampler", Sampler, "DDIM(steps=64)")):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(
-                    f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
-                )
+        self._check_path()
 
     def _build(self, n_features: int, generator: torch.Generator) -> NetworkScore:
         n_conditions = 0 if self.condition_ is None else self.condition_.size
@@ -137,20 +131,14 @@ class DiffusionGenerator(ScoreGenerator):
         return arrays
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-        self.scaler_ = Standardizer.from_dict(part("scaler/"))
+        self.scaler_ = Standardizer.from_dict(part(arrays, "scaler/"))
         self.condition_ = None
         if "condition" in arrays:
             self.condition_ = ConditionEncoder()
             self.condition_.columns_ = json.loads(arrays["condition"].tobytes())
-        try:
-            on_device(self.device)
-        except ValueError:  # saved where there was another accelerator
-            self.device = None
+        self._restore_device()
         self.score_model_ = self._build(self.n_features_in_, torch.Generator())
-        self.score_model_.load_state_dict({k: torch.tensor(v) for k, v in part("network/").items()})
+        self.score_model_.load_state_dict({k: torch.tensor(v) for k, v in part(arrays, "network/").items()})
         self.score_model_.requires_grad_(False).eval()
 
 

@@ -18,8 +18,6 @@ from finediff.diffusion.deterministic import (
     OneHiddenLayer,
     minimise,
 )
-from finediff.diffusion.process import Process
-from finediff.diffusion.sample import Sampler
 from finediff.diffusion.score import NetworkScore
 from finediff.generators.diffusion import LEAST_HELD_OUT, DiffusionGenerator
 from finediff.generators.score import on_device, threads
@@ -201,10 +199,7 @@ class QuadratureScoreGenerator(DiffusionGenerator):
             value = getattr(self, name)
             if not number(value) or not fits(value):
                 refuse(name, expected)
-        for name, kind, example in (("process", Process, "VP()"), ("sampler", Sampler, "DDIM(steps=64)")):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                refuse(name, f"a {kind.__name__} such as {example} or None")
+        self._check_path()
 
     def _objective(self):
         return DeterministicScoreMatching(self.nodes, self.time_nodes, self.rule, pairs=self.pairs)

@@ -23,7 +23,7 @@ from finediff.diffusion.exact.product import STEP
 from finediff.diffusion.process import Process
 from finediff.diffusion.residual import LOG_SNR, ResidualScore
 from finediff.diffusion.sample import ProbabilityFlow, Sampler
-from finediff.generators.score import ScoreGenerator, on_device, threads
+from finediff.generators.score import ScoreGenerator, on_device, part, threads
 from finediff.panel import RobustStandardizer, Standardizer
 
 _RESIDUAL = ("directions", "spreads", "levels", "weights")
@@ -118,7 +118,7 @@ class RidgeScoreGenerator(ScoreGenerator):
         with threadpool_limits(1), threads(self.width):
             self.scaler_ = RobustStandardizer().fit(X)
             z = self.scaler_.transform(X)
-            still = np.ptp(X, axis=0) == 0
+            still = ~self.scaler_.moving_
             self.scaler_.unwhitening_[:, still] = 0.0
             kind = torch.float64 if X.shape[1] > _MANY_ASSETS else torch.float32
             z = torch.as_tensor(z, dtype=kind, device=device)
@@ -166,15 +166,7 @@ class RidgeScoreGenerator(ScoreGenerator):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < low:
                 raise ValueError(f"expected {name} to be a whole number, at least {low}, got {value!r}")
-        for name, kind, example in (
-            ("process", Process, "VP()"),
-            ("sampler", Sampler, "DPMSolver(steps=32)"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise ValueError(
-                    f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
-                )
+        self._check_path()
 
     def log_density(self, X) -> np.ndarray:
         """Log density of rows under the exact base, nats in the units of the returns.
@@ -242,18 +234,12 @@ class RidgeScoreGenerator(ScoreGenerator):
         return {k: np.asarray(v.cpu() if isinstance(v, torch.Tensor) else v) for k, v in arrays.items()}
 
     def _restore(self, arrays: dict[str, np.ndarray]) -> None:
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-        try:
-            device = on_device(self.device)
-        except ValueError:  # saved where there was another accelerator
-            self.device, device = None, on_device(None)
-        self.scaler_ = Standardizer.from_dict(part("scaler/"))
+        device = self._restore_device()
+        self.scaler_ = Standardizer.from_dict(part(arrays, "scaler/"))
         self.residual_nats_ = float(arrays["residual_nats"][0])
-        saved = {k: torch.tensor(v) for k, v in part("base/").items()}
+        saved = {k: torch.tensor(v) for k, v in part(arrays, "base/").items()}
         base = ProductScaleMixtureScore(saved["common"], saved["own"], STEP, self._process())
         base.load_state_dict(saved)  # the weights were normalised: once more would change their last bit
         self.base_ = self.score_model_ = base.to(device)
-        if learned := part("residual/"):
+        if learned := part(arrays, "residual/"):
             self.score_model_ = ResidualScore(self.base_, *(learned[name] for name in _RESIDUAL))

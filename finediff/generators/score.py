@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from finediff.diffusion.guide import ClassifierFreeGuidance, LinearStress
-from finediff.diffusion.process import VP
-from finediff.diffusion.sample import ProbabilityFlow
+from finediff.diffusion.process import VP, Process
+from finediff.diffusion.sample import ProbabilityFlow, Sampler
 from finediff.diffusion.score import ScoreModel
 from finediff.generators.base import ScenarioGenerator
 
@@ -28,6 +28,26 @@ class ScoreGenerator(ScenarioGenerator):
 
     def _process(self):
         return VP() if self.process is None else self.process
+
+    def _check_path(self) -> None:
+        """ValueError unless ``process`` and ``sampler`` are of their kinds."""
+        for name, kind, example in (
+            ("process", Process, "VP()"),
+            ("sampler", Sampler, "DPMSolver(steps=32)"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(
+                    f"expected {name} to be a {kind.__name__} or None, got {value!r}: try {example}"
+                )
+
+    def _restore_device(self) -> torch.device:
+        """The device asked for, or this machine's where the generator was saved beside another accelerator."""
+        try:
+            return on_device(self.device)
+        except ValueError:
+            self.device = None
+            return on_device(None)
 
     def _scaled_covariance(self) -> torch.Tensor:
         """Of the rows z, (d, d): the scaler whitens, so the identity."""
@@ -126,6 +146,11 @@ class ScoreGenerator(ScenarioGenerator):
             rows.append(M[:, j] / size)
         as_tensor = lambda value: torch.as_tensor(np.array(value), dtype=torch.float32)  # noqa: E731
         return as_tensor(rows), as_tensor(low).T.contiguous(), as_tensor(high).T.contiguous()
+
+
+def part(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Saved arrays whose names start so, without it."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 @contextmanager

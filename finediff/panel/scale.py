@@ -118,6 +118,8 @@ class RobustStandardizer(Standardizer):
         The median of each asset.
     scale_, whitening_, unwhitening_ : ndarrays
         As in `Standardizer`.
+    moving_ : ndarray (d,) of bool
+        False for assets that are constant up to rounding; not saved.
     axes_ : ndarray (d, d)
         Principal directions of z, rows, the market's first: eigenvectors of C, largest eigenvalue first.
     """
@@ -128,6 +130,7 @@ class RobustStandardizer(Standardizer):
     def fit(self, X, y=None):
         """Learn the map from X (n, d), finite, n >= 2; ValueError otherwise. Returns self."""
         X, moving = _panel(X)
+        self.moving_ = moving
         self.mean_ = np.where(moving, np.median(X, axis=0), X[0])
         self.scale_ = np.where(moving, X.std(axis=0), 1.0)
         Z = ((X - self.mean_) / self.scale_)[:, moving]

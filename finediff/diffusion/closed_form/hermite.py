@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from finediff.diffusion.process import require
-from finediff.diffusion.quadrature import gauss_hermite
+from finediff.diffusion.quadrature import gauss_hermite, hermite
 
 Activation = Literal["cos", "probit", "smooth_relu", "relu", "tanh", "silu", "softplus"]
 
@@ -97,14 +97,6 @@ def _relu(means: Tensor, scales: Tensor, terms: int) -> list[Tensor]:
 CLOSED = {"cos": _cos, "probit": _probit, "smooth_relu": _smooth_relu, "relu": _relu}
 
 
-def _hermite(points: Tensor, terms: int) -> Tensor:
-    """He_p / sqrt(p!) at the points (Q,), (terms, Q)."""
-    found = [torch.ones_like(points), points]
-    for p in range(1, terms - 1):
-        found.append((points * found[p] - math.sqrt(p) * found[p - 1]) / math.sqrt(p + 1))
-    return torch.stack(found[:terms])
-
-
 def _shares(means: Tensor, shifts: Tensor) -> Tensor:
     """1/(1 + exp(-means - shifts)) by exp(-u) = exp(-mean) exp(-shift): no node costs a transcendental function."""
     limit = 0.47 * math.log(
@@ -145,7 +137,7 @@ def expand(
 
 def _projected(values: Tensor, weights: Tensor, points: Tensor, terms: int) -> tuple[Tensor, Tensor]:
     """A_p (terms, ..., n, h) and mean_i E[phi^2] (..., h) from values at the nodes (Q, ..., n, h)."""
-    found = torch.tensordot(_hermite(points, terms) * weights, values, 1)
+    found = torch.tensordot(hermite(points, terms) * weights, values, 1)
     squares = torch.linalg.vector_norm(values, dim=-2).square() / values.shape[-2]
     return found, torch.tensordot(weights, squares, 1)
 
