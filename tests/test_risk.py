@@ -4,11 +4,13 @@ import pytest
 from scipy import stats
 
 from finediff.risk import (
+    StreamingTails,
     annual_volatility,
     drawdown,
     expected_shortfall,
     expected_shortfall_standard_error,
     sharpe_ratio,
+    streaming,
     tail_risk_table,
     turnover,
     var,
@@ -216,3 +218,158 @@ PANEL = pd.DataFrame(np.ones((50, 2)), columns=["a", "b"])
 def test_bad_input_is_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+# -------------------------------------------------------------------------------------- in a stream
+
+LAWS = {
+    "normal": lambda rng, n: 0.0004 + 0.01 * rng.standard_normal((n, 3)),
+    "heavy": lambda rng, n: 0.01 * rng.standard_t(2.1, (n, 3)).clip(-1000, 1000),
+    "tiny": lambda rng, n: 1e-7 * rng.standard_normal((n, 3)),
+    "scales": lambda rng, n: rng.standard_normal((n, 3)) * [1e-4, 1e-2, 1.0],
+    "gains only": lambda rng, n: rng.exponential(0.01, (n, 3)),
+    "ties": lambda rng, n: rng.integers(-3, 4, (n, 3)) / 100,
+    "mostly zero": lambda rng, n: rng.standard_normal((n, 3)) * (rng.random((n, 3)) < 0.03) / 50,
+    "crashes": lambda rng, n: np.where(rng.random((n, 3)) < 0.01, -0.6, 0.001) * rng.random((n, 3)),
+    "constant": lambda rng, n: np.full((n, 3), 0.1),
+}
+
+
+def streamed(x, chunk=700, **more):
+    tails = StreamingTails(**more)
+    for start in range(0, len(x), chunk):
+        tails.update(x[start : start + chunk])
+    return tails
+
+
+@pytest.mark.parametrize("n", [100, 2311, 40_000])
+@pytest.mark.parametrize("law", LAWS)
+def test_streams_keep_their_bounds(rng, law, n):
+    x = LAWS[law](rng, n)
+    tails = streamed(x)
+    np.testing.assert_array_equal(tails.minimum, x.min(axis=0))
+    np.testing.assert_array_equal(tails.maximum, x.max(axis=0))
+    for level in [*LEVELS, 0.9, 0.999]:
+        if n * level < 1 - 1e-9:
+            continue
+        exact, tail = var(x, level), np.sort(x, axis=0)[: int(np.ceil(n * level))]
+        assert (np.abs(tails.var(level) - exact) <= 2**-7 * np.abs(exact) + 2**-20).all()
+        bound = 2**-7 * np.abs(tail).sum(axis=0) / (n * level) + 2**-20
+        assert (np.abs(tails.expected_shortfall(level) - expected_shortfall(x, level)) <= bound).all()
+
+
+def test_streams_of_many_rows_are_nearly_exact(rng):
+    """Within a bin the rows lie on a line, nearly."""
+    x = 0.01 * rng.standard_t(4, (400_000, 2))
+    tails = streamed(x, 50_000)
+    for level in (0.01, 0.05):
+        np.testing.assert_allclose(tails.var(level), var(x, level), rtol=1e-3)
+        np.testing.assert_allclose(tails.expected_shortfall(level), expected_shortfall(x, level), rtol=2e-4)
+
+
+def test_an_asset_without_risk_is_exact(rng):
+    x = np.column_stack([np.full(500, 0.1), np.full(500, -0.03), np.zeros(500)])
+    tails = streamed(x)
+    np.testing.assert_array_equal(tails.var(0.05), [-0.1, 0.03, 0.0])
+    np.testing.assert_allclose(tails.expected_shortfall(0.05), [-0.1, 0.03, 0.0], rtol=1e-14)
+
+
+def test_bins_are_those_of_a_search(rng):
+    edges = streaming._EDGES
+    assert (np.diff(edges) > 0).all()
+    x = np.concatenate(
+        [rng.standard_t(1, 20_000) * 10.0 ** rng.uniform(-9, 1, 20_000), [0.0, 5e-324, 2.0**-20, 16.0, 1e300]]
+    )
+    x = np.concatenate([x, -x[x > 0]])
+    counts = streaming._binned(x[:, None])[0]
+    # [a, b) above zero, (-b, -a] below
+    up = np.searchsorted(edges, x[x >= 0], side="right") - 1
+    down = np.searchsorted(edges, x[x < 0], side="left") - 1
+    np.testing.assert_array_equal(counts, np.bincount(np.concatenate([up, down]), minlength=len(edges) - 1))
+
+
+def test_returns_beyond_the_grid_stay_between_it_and_the_extreme(rng):
+    x = -rng.uniform(20, 90, (1000, 1))
+    tails = streamed(x)
+    assert 16 <= tails.var(0.05)[0] <= -x.min()
+    assert tails.minimum[0] == x.min()
+
+
+def test_neither_chunks_nor_the_order_of_merging_matter(rng):
+    x = pd.DataFrame(0.01 * rng.standard_t(3, (3000, 20)), columns=[f"A{j}" for j in range(20)])
+    whole = streamed(x, 3000).table()
+    pd.testing.assert_frame_equal(streamed(x, 7).table(), whole, check_exact=True)
+    cuts = [x[:100], x[100:1900], x[1900:1901], x[1901:1901], x[1901:]]
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]):
+        total = StreamingTails()
+        for i in order:
+            part = streamed(cuts[i])
+            before = part.count
+            total.merge(part)
+            assert part.count == before
+        pd.testing.assert_frame_equal(total.table(), whole, check_exact=True)
+        total.update(x)  # a merged one goes on, and leaves its parts alone
+        assert total.count == 6000
+    assert list(whole.columns) == ["VaR 1 %", "ES 1 %", "VaR 5 %", "ES 5 %", "minimum", "maximum"]
+
+
+def test_streams_of_portfolios(rng):
+    x = pd.DataFrame(0.01 * rng.standard_normal((5000, 3)), columns=["a", "b", "c"])
+    weights = {
+        "equal": pd.Series(1 / 3, ["c", "b", "a"]),
+        "spread": pd.Series({"b": -1.0, "a": 1.0, "c": 0.0}),
+    }
+    named = streamed(x, portfolios=weights)
+    array = np.column_stack([np.full(3, 1 / 3), [1.0, -1.0, 0.0]])
+    for tails in (named, streamed(x.to_numpy(), portfolios=array), streamed(x, portfolios=array)):
+        for j, one in enumerate((x.mean(axis=1), x["a"] - x["b"])):
+            assert np.asarray(tails.var(0.05))[j] == pytest.approx(var(one, 0.05), rel=2**-7)
+    assert list(named.var().index) == list(named.minimum.index) == ["equal", "spread"]
+    short = streamed(x, portfolios=-np.eye(3))
+    np.testing.assert_allclose(short.minimum, -x.max(), rtol=1e-15)
+
+
+def test_single_precision_is_read_as_it_is(rng):
+    x = (0.01 * rng.standard_normal((5000, 2))).astype(np.float32)
+    np.testing.assert_array_equal(streamed(x).var(), streamed(x.astype(float)).var())
+
+
+ROWS = np.linspace(-0.1, 0.1, 60).reshape(30, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: StreamingTails().var(), "got none so far"),
+        (lambda: StreamingTails().minimum, "got none so far"),
+        (lambda: streamed(ROWS).var(0.01), "at least 100 rows"),
+        (lambda: streamed(ROWS).var(5), "level"),
+        (lambda: StreamingTails().update(ROWS[0]), "expected rows of numbers"),
+        (lambda: StreamingTails().update([["a", "b"]]), "expected rows of numbers"),
+        (lambda: StreamingTails().update(np.where(ROWS > 0.05, np.nan, ROWS)), "finite"),
+        (lambda: StreamingTails().update(np.where(ROWS > 0.05, -np.inf, ROWS)), "finite"),
+        (lambda: streamed(ROWS).update(ROWS[:, :1]), "expected the 2 assets of the chunks before"),
+        (lambda: streamed(ROWS).update(pd.DataFrame(ROWS)), "other names"),
+        (lambda: streamed(ROWS).merge(streamed(ROWS[:, :1])), "same assets"),
+        (lambda: streamed(ROWS).merge(streamed(ROWS, portfolios=np.eye(2))), "same portfolios"),
+        (lambda: streamed(ROWS, portfolios=np.eye(3)), r"weights of shape \(2, p\)"),
+        (lambda: streamed(ROWS, portfolios=np.ones(2)), r"weights of shape \(2, p\)"),
+        (
+            lambda: streamed(PANEL, portfolios=pd.DataFrame({"p": [1.0, 2.0]}, index=["a", "z"])),
+            "same assets, got a mismatch",
+        ),
+    ],
+)
+def test_bad_streams_are_refused(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
+def test_a_refused_chunk_is_not_counted(rng):
+    x = rng.standard_normal((400, 2)) / 100
+    tails = streamed(x)
+    before = tails.table()
+    with pytest.raises(ValueError, match="finite"):
+        tails.update(np.vstack([x, [0.0, np.nan]]))
+    pd.testing.assert_frame_equal(tails.table(), before, check_exact=True)
+    assert tails.count == 400

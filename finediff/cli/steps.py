@@ -101,17 +101,52 @@ def fit(
     )
 
 
+def _scenarios(out: Path) -> Path:
+    """A table, or a directory: what has no ending, or is one already."""
+    if not out.is_dir() and out.suffix not in ("", ".parquet", ".csv"):
+        raise ValueError(
+            f"expected a file ending in .parquet or .csv, or a directory (a name without ending), got {out}: "
+            "change --out"
+        )
+    return out
+
+
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="Directory written by finediff fit.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of scenarios.")] = 10_000,
-    out: Table = Path("scenarios.parquet"),
+    out: Annotated[
+        Path,
+        typer.Option(
+            help=".parquet or .csv file; or a name without ending, the directory that any number is streamed to.",
+            callback=_scenarios,
+        ),
+    ] = Path("scenarios.parquet"),
     seed: Seed = 0,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Scenarios in memory at once, for a directory; another chunk is another draw."
+        ),
+    ] = 8192,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Half the disk space, 7 digits; for a directory.")
+    ] = False,
 ) -> None:
-    """Draw scenarios from a fitted generator."""
+    """Draw scenarios from a fitted generator, to a table or, more than memory holds, to a directory."""
     from finediff.generators import ScenarioGenerator
 
+    streamed = out.is_dir() or not out.suffix
+    if float32 and not streamed:
+        raise ValueError(
+            f"expected --float32 with a directory, got the file {out}: --out {out.with_suffix('')}"
+        )
     generator = ScenarioGenerator.load(model)
+    if streamed:
+        dtype = "float32" if float32 else "float64"
+        generator.sample_to(out, n, chunk=chunk, random_state=seed, dtype=dtype, progress=None)
+        print(f"{n} scenarios of {generator.n_features_in_} assets, independent in time: {out}")
+        return
     scenarios = as_frame(generator.sample(n, random_state=seed))
     write_table(scenarios, out, "sample", {"model": model, "n": n}, seed, scenarios)
     print(f"{n} scenarios of {scenarios.shape[1]} assets, independent in time: {out}")

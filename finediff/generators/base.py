@@ -2,6 +2,7 @@
 
     fit(X):      X (n, d) returns -> checked float64 array -> the subclass's `_fit`
     sample(m):   the subclass's `_sample` -> (m, d), a DataFrame with the assets' names if fitted on one
+    sample_chunks(m), sample_to(path, m):  the same a chunk at a time, and to disk (stream.py)
 
 Randomness comes from `random_state` alone (None, int or numpy RandomState); the global state is neither read
 nor set. Fitting and sampling use separate streams of it.
@@ -25,10 +26,12 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from finediff.generators.checks import positive_integer, refuse_gaps, refuse_nothing_to_learn
+from finediff.generators.stream import Streaming
 from finediff.panel import heuristic_warnings
 from finediff.provenance import whole_directory
 
-_FIT, _SAMPLE = 0, 1
+_FIT, _SAMPLE = 0, 1  # stream.py has 2
 _FORMAT = 1
 # Dataclasses that may stand in a saved configuration: nothing else is ever imported by `load`.
 _CONFIGURABLE = (
@@ -39,12 +42,13 @@ _CONFIGURABLE = (
 )
 
 
-class ScenarioGenerator(BaseEstimator, ABC):
+class ScenarioGenerator(Streaming, BaseEstimator, ABC):
     """A law of one period's returns, learned from a panel.
 
     A subclass has keyword-only constructor arguments, `_fit(X, seed)`, `_sample(n, seed)` and, for saving,
     `_arrays()` and `_restore(arrays)`. What it can be steered by (`condition`, `stress`, `guidance`) it names in
-    `_steered_by`, and takes as keywords.
+    `_steered_by`, and takes as keywords. With `_takes_missing` its `_fit` meets NaN (never infinities, text or an
+    asset without any return; a row without any is its own affair).
 
     Attributes
     ----------
@@ -56,11 +60,12 @@ class ScenarioGenerator(BaseEstimator, ABC):
     """
 
     _steered_by: tuple[str, ...] = ()
+    _takes_missing = False
     _numbered = False  # fitted on a frame whose columns are numbers, but not their positions
 
     @abstractmethod
     def _fit(self, X: np.ndarray, seed: int) -> None:
-        """Learn from X (n, d), float64, finite, n >= 2."""
+        """Learn from X (n, d), float64, n >= 2, finite (but for NaN where `_takes_missing`)."""
 
     @abstractmethod
     def _sample(self, n: int, seed: int) -> np.ndarray:
@@ -80,8 +85,8 @@ class ScenarioGenerator(BaseEstimator, ABC):
         Parameters
         ----------
         X : DataFrame or array (n, d)
-            Simple returns per period, one row a date; at least 2 rows, no missing or infinite values. An asset
-            that never moves is allowed and comes back as it is.
+            Simple returns per period, one row a date; at least 2 rows, no infinite values, and no missing ones
+            unless the class says so. An asset that never moves is allowed and comes back as it is.
         y : None
             Ignored.
         condition : DataFrame, Series or array (n,) or (n, c), optional
@@ -99,7 +104,7 @@ class ScenarioGenerator(BaseEstimator, ABC):
             whose rows are all the same. What only looks wrong (prices, percent, stale prices, few rows) is a
             `finediff.panel.PanelWarning`.
         """
-        _refuse_gaps(X)
+        refuse_gaps(X, missing=self._takes_missing)
         indexed = isinstance(X, pd.DataFrame) and isinstance(condition, pd.DataFrame | pd.Series)
         if indexed and len(X) == len(condition) and not X.index.equals(condition.index):
             raise ValueError(
@@ -107,12 +112,13 @@ class ScenarioGenerator(BaseEstimator, ABC):
                 "condition.reindex(X.index) puts them in order"
             )
         labels = list(X.columns) if isinstance(X, pd.DataFrame) else None
-        X = validate_data(self, X, dtype=np.float64, order="C", ensure_min_samples=2, copy=True)
-        heuristic_warnings(X, getattr(self, "feature_names_in_", range(X.shape[1])), stacklevel=2)
-        if not np.ptp(X, axis=0).any():
-            raise ValueError(
-                f"expected returns that vary, got the same row {len(X)} times: there is no law to learn"
-            )
+        finite = "allow-nan" if self._takes_missing else True
+        X = validate_data(
+            self, X, dtype=np.float64, order="C", ensure_min_samples=2, ensure_all_finite=finite, copy=True
+        )
+        names = getattr(self, "feature_names_in_", range(X.shape[1]))
+        heuristic_warnings(X, names, stacklevel=2)
+        refuse_nothing_to_learn(X, names)
         self._numbered = (
             labels is not None and not hasattr(self, "feature_names_in_") and labels != [*range(X.shape[1])]
         )
@@ -145,18 +151,22 @@ class ScenarioGenerator(BaseEstimator, ABC):
             columns have names.
         """
         check_is_fitted(self)
-        if not isinstance(n_samples, numbers.Integral) or n_samples < 1:
-            raise ValueError(
-                f"expected n_samples to be a positive integer, got {n_samples!r}: try sample(1000)"
-            )
+        n = positive_integer("n_samples", n_samples, "try sample(1000)")
         steering = self._steering(condition=condition, stress=stress, guidance=guidance)
-        rows = self._sample(int(n_samples), self._seed(random_state, _SAMPLE), **steering)
+        return self._framed(self._sample(n, self._seed(random_state, _SAMPLE), **steering))
+
+    def _framed(self, rows, first: int = 0):
+        """Rows as `sample` gives them, counted from ``first``."""
         rows = np.asarray(rows, dtype=np.float64)
         if not hasattr(self, "feature_names_in_"):
             return rows
-        return pd.DataFrame(
-            rows, columns=self.feature_names_in_, index=pd.RangeIndex(len(rows), name="scenario")
-        )
+        index = pd.RangeIndex(first, first + len(rows), name="scenario")
+        return pd.DataFrame(rows, index, self.feature_names_in_, copy=False)
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._takes_missing
+        return tags
 
     def _steering(self, **wanted) -> dict:
         given = {name: value for name, value in wanted.items() if value is not None}
@@ -252,38 +262,6 @@ def _subclasses(cls):
     for sub in cls.__subclasses__():
         yield sub
         yield from _subclasses(sub)
-
-
-def _refuse_gaps(X) -> None:
-    """One sentence with the asset and the date for a panel's missing, infinite or non-numeric entries."""
-    if isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind == "f" and X.size:
-        X = pd.DataFrame(X)
-    if not isinstance(X, pd.DataFrame):
-        return
-    if not X.shape[1]:
-        raise ValueError(f"expected at least one asset, got a table of shape {X.shape}")
-    if not X.columns.is_unique:
-        twice = X.columns[X.columns.duplicated()][0]
-        raise ValueError(f"expected each asset once, got several columns {twice!r}: rename or drop them")
-    for position, (name, column) in enumerate(X.items()):
-        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-        if pd.api.types.is_numeric_dtype(column) and np.isfinite(values).all():
-            continue
-        gap = column.isna().to_numpy()
-        text = np.isnan(values) & ~gap
-        dates = np.full(len(X), pd.api.types.is_datetime64_any_dtype(column))
-        for what, where, remedy in (
-            ("dates", dates, "make it the index, or drop it"),
-            ("text", text, "drop or convert the column"),
-            ("NaN (a missing value)", gap, 'choose a policy first: to_returns(prices, missing="drop_rows")'),
-            ("infinity (inf)", np.isinf(values), "correct the price it comes from"),
-        ):
-            if where.any():
-                row = int(np.argmax(where))
-                raise ValueError(
-                    f"expected finite returns, got {what} in column {name!r} (number {position}), first at "
-                    f"{X.index[row]!s}, {int(where.sum())} in all: {remedy}"
-                )
 
 
 def _encode(name: str, value):

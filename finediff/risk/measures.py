@@ -59,19 +59,25 @@ def _columns(returns, weights):
     return x, np.asarray
 
 
-def _tail(x, level):
-    """Columns sorted upwards, n a, and k = ceil(n a)."""
+def rank(n, level):
+    """n a and k = ceil(n a) for n rows at level a; refuses a level outside (0, 1) or beyond the worst row."""
     if not 0 < level < 1:
         raise ValueError(f"expected a level in (0, 1), the probability of the tail, got {level}.")
-    na = len(x) * level
+    na = n * level
     if na < 1 - 1e-9:
         needed = int(np.ceil(1 / level - 1e-9))
         raise ValueError(
-            f"expected at least {needed} rows at level {level}, got {len(x)}: the quantile lies beyond the "
+            f"expected at least {needed} rows at level {level}, got {n}: the quantile lies beyond the "
             "worst return; take more rows or a larger level."
         )
     # 0.05 * 100 is 5.000000000000001 in floating point and must not become the sixth row
-    return np.sort(x, axis=0), na, int(np.ceil(na - 1e-9))
+    return na, int(np.ceil(na - 1e-9))
+
+
+def _tail(x, level):
+    """Columns sorted upwards, n a, and k = ceil(n a)."""
+    na, k = rank(len(x), level)
+    return np.sort(x, axis=0), na, k
 
 
 def var(returns, level=0.05, weights=None):
