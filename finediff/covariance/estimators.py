@@ -1,0 +1,198 @@
+"""The cleaners as scikit-learn estimators: fit(X).covariance_.
+
+Rows are simple returns per period (n, d); covariances are per period. Each estimator is a scikit-learn
+`EmpiricalCovariance`: `score`, `mahalanobis`, `error_norm` and `get_precision` come with it.
+"""
+
+import numpy as np
+from sklearn.covariance import EmpiricalCovariance
+from sklearn.utils.validation import validate_data
+
+from finediff.covariance.blocks import block_correlation
+from finediff.covariance.clean import (
+    analytical_shrinkage,
+    clip,
+    quadratic_inverse_shrinkage,
+    rie,
+)
+from finediff.covariance.factors import factor_analytic
+from finediff.covariance.matrix import refuse_holes
+
+
+class CovarianceEstimator(EmpiricalCovariance):
+    """A covariance of rows; subclasses give `_estimate`.
+
+    Attributes
+    ----------
+    covariance_ : (d, d) array
+    location_ : (d,) array
+        Mean per period; zeros if `assume_centered`.
+    n_features_in_ : int
+    feature_names_in_ : (d,) array, if X is a DataFrame with string columns
+    """
+
+    store_precision = False
+
+    def __init__(self, *, assume_centered=False):
+        self.assume_centered = assume_centered
+
+    def fit(self, X, y=None):
+        """Estimate from X.
+
+        Parameters
+        ----------
+        X : (n, d) array or DataFrame
+            Simple returns per period, n >= 3.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For fewer than three rows, non-finite entries (row and column named), or an asset that never moves.
+        """
+        rows = validate_data(self, X, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=3)
+        refuse_holes(rows, getattr(self, "feature_names_in_", None), "X")
+        n, d = rows.shape
+        self.location_ = np.zeros(d) if self.assume_centered else rows.mean(axis=0)
+        rows = rows - self.location_
+        # Cleaners count rows before the mean is removed: rows that keep their mean are worth one more.
+        self.covariance_ = self._estimate(rows, n + bool(self.assume_centered))
+        return self
+
+    def _estimate(self, rows, n_samples):
+        """Covariance (d, d) of centred rows whose scatter has n_samples - 1 degrees of freedom."""
+        raise NotImplementedError
+
+
+def sample_covariance(rows, n_samples):
+    """Covariance (d, d) of centred rows (n, d), divided by n_samples - 1."""
+    return rows.T @ rows / (n_samples - 1)
+
+
+def live_variances(covariance):
+    """Diagonal (d,) of a covariance; refuses zeros."""
+    variance = np.diag(covariance).copy()
+    dead = np.flatnonzero(variance <= 1e-24 * variance.max())
+    if dead.size:
+        raise ValueError(
+            f"expected assets that move, got a constant column at {dead[:5].tolist()}: it has no correlation (a "
+            "stale price?); drop it."
+        )
+    return variance
+
+
+class ClippedCovariance(CovarianceEstimator):
+    """Marchenko-Pastur clip of the sample covariance: see `finediff.covariance.clip`.
+
+    Parameters
+    ----------
+    edge : {"tracy-widom", "bulk", "fitted"}
+    level : float
+        Chance of a false factor, in (0, 1).
+    assume_centered : bool
+        True takes the mean for zero.
+    """
+
+    def __init__(self, *, edge="tracy-widom", level=0.01, assume_centered=False):
+        self.edge = edge
+        self.level = level
+        self.assume_centered = assume_centered
+
+    def _estimate(self, rows, n_samples):
+        S = sample_covariance(rows, n_samples)
+        return clip(S, n_samples, edge=self.edge, level=self.level)
+
+
+class _Nonlinear(CovarianceEstimator):
+    def __init__(self, *, standardise=True, assume_centered=False):
+        self.standardise = standardise
+        self.assume_centered = assume_centered
+
+    def _estimate(self, rows, n_samples):
+        S = sample_covariance(rows, n_samples)
+        return type(self)._clean(S, n_samples, standardise=self.standardise)
+
+
+class QuadraticInverseShrinkage(_Nonlinear):
+    """Ledoit and Wolf (2022): see `finediff.covariance.quadratic_inverse_shrinkage`.
+
+    Parameters
+    ----------
+    standardise : bool
+        True shrinks the correlation and keeps the variances.
+    assume_centered : bool
+        True takes the mean for zero.
+    """
+
+    _clean = staticmethod(quadratic_inverse_shrinkage)
+
+
+class AnalyticalShrinkage(_Nonlinear):
+    """Ledoit and Wolf (2020): see `finediff.covariance.analytical_shrinkage`.
+
+    Parameters
+    ----------
+    standardise : bool
+        True shrinks the correlation and keeps the variances.
+    assume_centered : bool
+        True takes the mean for zero.
+    """
+
+    _clean = staticmethod(analytical_shrinkage)
+
+
+class RotationallyInvariantCovariance(_Nonlinear):
+    """Bun, Bouchaud and Potters (2016): see `finediff.covariance.rie`.
+
+    Parameters
+    ----------
+    standardise : bool
+        True shrinks the correlation and keeps the variances.
+    assume_centered : bool
+        True takes the mean for zero.
+    """
+
+    _clean = staticmethod(rie)
+
+
+class FactorAnalyticCovariance(CovarianceEstimator):
+    """Common factors and independent residuals: see `finediff.covariance.factor_analytic`.
+
+    Parameters
+    ----------
+    k : int, optional
+        Factors; by default those above the Tracy-Widom edge.
+    assume_centered : bool
+        True takes the mean for zero.
+    """
+
+    def __init__(self, *, k=None, assume_centered=False):
+        self.k = k
+        self.assume_centered = assume_centered
+
+    def _estimate(self, rows, n_samples):
+        return factor_analytic(sample_covariance(rows, n_samples), n_samples, k=self.k)
+
+
+class BlockCovariance(CovarianceEstimator):
+    """Correlations averaged over groups of assets: see `finediff.covariance.block_correlation`.
+
+    Parameters
+    ----------
+    blocks : (d,) array of labels, optional
+        The group of each asset; found by clustering by default.
+    assume_centered : bool
+        True takes the mean for zero.
+    """
+
+    def __init__(self, *, blocks=None, assume_centered=False):
+        self.blocks = blocks
+        self.assume_centered = assume_centered
+
+    def _estimate(self, rows, n_samples):
+        return block_correlation(sample_covariance(rows, n_samples), n_samples, blocks=self.blocks)

@@ -1,0 +1,164 @@
+"""WindowEnsembleCovariance: its definition by loops, its limits, and what it is for."""
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from threadpoolctl import threadpool_limits
+
+from finediff.covariance import (
+    QuadraticInverseShrinkage,
+    WindowEnsembleCovariance,
+    correlation_from_covariance,
+    quadratic_inverse_shrinkage,
+)
+from finediff.panel import load_prices, to_returns
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads cost more than they save on matrices of this size."""
+    with threadpool_limits(1):
+        yield
+
+
+@pytest.fixture
+def rows():
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((600, 1)) + rng.standard_normal((600, 8))
+    x[300:] *= 1.7
+    return x * np.geomspace(0.005, 0.03, 8) + 1e-3
+
+
+def naive(rows, windows, diagonal=0.15, level=126):
+    total = np.zeros((rows.shape[1], rows.shape[1]))
+    for window in windows:
+        S = quadratic_inverse_shrinkage(np.cov(rows[-window:], rowvar=False), window)
+        total += S / np.trace(S) * len(S) / len(windows)
+    for i in range(len(total)):
+        for j in range(len(total)):
+            total[i, j] *= 1.0 if i == j else 1 - diagonal
+    return total * rows[-level:].var(axis=0, ddof=1).mean()
+
+
+def test_it_is_its_definition(rows):
+    fitted = WindowEnsembleCovariance().fit(rows)
+    np.testing.assert_allclose(fitted.covariance_, naive(rows, (63, 126, 252, 500)), rtol=1e-9)
+    other = WindowEnsembleCovariance((40, 100), diagonal=0.3, level_window=50).fit(rows)
+    np.testing.assert_allclose(other.covariance_, naive(rows, (40, 100), 0.3, 50), rtol=1e-9)
+    assert np.diag(fitted.covariance_).mean() == pytest.approx(rows[-126:].var(axis=0, ddof=1).mean())
+
+
+@pytest.mark.parametrize(
+    ("n", "used"), [(600, (63, 126, 252, 500)), (499, (63, 126, 252)), (63, (63,)), (62, (62,)), (5, (5,))]
+)
+def test_windows_that_fit_are_used(rows, n, used):
+    fitted = WindowEnsembleCovariance().fit(rows[-n:])
+    assert fitted.windows_ == used
+    np.testing.assert_allclose(fitted.covariance_, naive(rows[-n:], used), rtol=1e-9)
+
+
+def test_what_lies_before_every_window_is_forgotten(rows):
+    changed = rows.copy()
+    changed[:100] *= 50
+    for estimator in (WindowEnsembleCovariance(), WindowEnsembleCovariance(assume_centered=True)):
+        one, two = (clone(estimator).fit(x).covariance_ for x in (rows, changed))
+        np.testing.assert_allclose(one, two, rtol=1e-12)
+    changed[-1] *= 3
+    assert not np.allclose(WindowEnsembleCovariance().fit(changed).covariance_, one)
+
+
+def test_the_diagonal_alone(rows):
+    out = WindowEnsembleCovariance(diagonal=1.0).fit(rows).covariance_
+    np.testing.assert_array_equal(out, np.diag(np.diag(out)))
+
+
+def test_current_volatility_is_the_exponential_one(rows):
+    plain = WindowEnsembleCovariance().fit(rows).covariance_
+    now = WindowEnsembleCovariance(current=1.0, decay=0.9).fit(rows).covariance_
+    centred = rows - rows.mean(axis=0)
+    value = weight = 0.0
+    for x in centred:
+        value, weight = 0.9 * value + x**2, 0.9 * weight + 1
+    np.testing.assert_allclose(np.diag(now), value / weight, rtol=1e-9)
+    np.testing.assert_allclose(
+        correlation_from_covariance(now), correlation_from_covariance(plain), rtol=1e-9
+    )
+    half = WindowEnsembleCovariance(current=0.5, decay=0.9).fit(rows).covariance_
+    np.testing.assert_allclose(np.diag(half), (np.diag(plain) + np.diag(now)) / 2, rtol=1e-9)
+
+
+def test_a_halted_asset_shortens_the_list_of_windows(rows):
+    rows[-100:, 3] = 0.0
+    fitted = WindowEnsembleCovariance().fit(rows)
+    assert fitted.windows_ == (126, 252, 500)
+    rows[-550:, 3] = 0.0
+    with pytest.raises(ValueError, match="constant over the last 63 rows and every longer window"):
+        WindowEnsembleCovariance().fit(rows)
+
+
+def test_assets_of_the_same_kind_are_treated_alike(rows):
+    order = np.random.default_rng(0).permutation(8)
+    for estimator in (WindowEnsembleCovariance(), WindowEnsembleCovariance(current=0.4)):
+        out = clone(estimator).fit(rows).covariance_
+        np.testing.assert_allclose(
+            clone(estimator).fit(rows[:, order]).covariance_, out[np.ix_(order, order)], rtol=1e-7
+        )
+        np.testing.assert_allclose(clone(estimator).fit(rows * 100).covariance_, 1e4 * out, rtol=1e-7)
+
+
+def test_fewer_rows_than_assets_stay_safe():
+    d = 80
+    rng = np.random.default_rng(0)
+    truth = (0.3 + 0.7 * np.eye(d)) * np.outer(*[rng.uniform(0.5, 2, d)] * 2)
+    best = np.linalg.solve(truth, np.ones(d)).sum()
+    for n in (20, 63, 79, 80, 81, 130):
+        rows = rng.standard_normal((n, d)) @ np.linalg.cholesky(truth).T
+        weights = np.linalg.solve(WindowEnsembleCovariance().fit(rows).covariance_, np.ones(d))
+        ratio = weights @ truth @ weights / weights.sum() ** 2 * best
+        assert ratio < (2 if n > d / 2 else 4)
+
+
+def realised(returns, estimator, history, step=21):
+    """Annual volatility (%) of the minimum-variance portfolio, held for a month, and its mean turnover."""
+    days, turnover, held = [], [], None
+    for now in range(500, len(returns), step):
+        covariance = clone(estimator).fit(returns[now - history : now]).covariance_
+        weights = np.linalg.solve(covariance, np.ones(returns.shape[1]))
+        weights /= weights.sum()
+        if held is not None:
+            turnover.append(np.abs(weights - held).sum())
+        worth = weights * np.cumprod(1 + returns[now : now + step], axis=0)
+        total = np.concatenate([[1.0], worth.sum(axis=1)])
+        days.append(total[1:] / total[:-1] - 1)
+        held = worth[-1] / total[-1]
+    return 100 * np.sqrt(252) * np.concatenate(days).std(ddof=1), np.mean(turnover)
+
+
+def test_it_beats_the_best_single_window_at_less_turnover():
+    """On the bundled panel; 14.65 % and 252 days are from the study that found it (there 14.62 against 15.05)."""
+    returns = to_returns(load_prices()).to_numpy()
+    ensemble, single = (
+        realised(returns, WindowEnsembleCovariance(), 500),
+        realised(returns, QuadraticInverseShrinkage(), 252),
+    )
+    assert ensemble[0] <= 14.65
+    assert ensemble[0] < single[0] - 0.2
+    assert ensemble[1] < single[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"windows": ()}, "windows"),
+        ({"windows": (63, 2)}, "at least 3"),
+        ({"windows": (63.5,)}, "whole numbers"),
+        ({"level_window": 2}, "level_window"),
+        ({"diagonal": 1.1}, "diagonal"),
+        ({"diagonal": np.nan}, "diagonal"),
+        ({"current": -0.1}, "current"),
+        ({"decay": 1.0}, "decay"),
+    ],
+)
+def test_bad_parameters_are_refused(rows, change, match):
+    with pytest.raises(ValueError, match=match):
+        WindowEnsembleCovariance().set_params(**change).fit(rows)
