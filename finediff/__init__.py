@@ -23,6 +23,7 @@ _ROOMS = {
     "finediff.generators": (
         "ScenarioGenerator",
         "RidgeScoreGenerator",
+        "FactorDiffusionGenerator",
         "DDPMGenerator",
         "FlowMatchingGenerator",
         "QuadratureScoreGenerator",
@@ -32,8 +33,22 @@ _ROOMS = {
         "SmoothedBootstrapGenerator",
         "CopulaGenerator",
     ),
-    "finediff.covariance": ("marchenko_pastur", "clip", "ScenarioCovariance"),
-    "finediff.portfolio": ("MinimumVariance", "MaximumSharpe", "MeanVariance"),
+    "finediff.covariance": (
+        "marchenko_pastur",
+        "clip",
+        "rie",
+        "quadratic_inverse_shrinkage",
+        "WindowEnsembleCovariance",
+        "ScenarioCovariance",
+    ),
+    "finediff.portfolio": (
+        "MinimumVariance",
+        "MaximumSharpe",
+        "MeanVariance",
+        "MinimumCVaR",
+        "RiskParity",
+        "MinimumTrackingError",
+    ),
     "finediff.validation": ("validate", "compare", "ValidationReport"),
     "finediff.risk": ("var", "expected_shortfall"),
 }

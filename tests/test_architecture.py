@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "networks": set(),
     "diffusion": set(),
     "portfolio": {"risk"},
-    "generators": {"panel", "networks", "diffusion", "provenance"},
+    "generators": {"panel", "networks", "diffusion", "provenance", "covariance"},
     "validation": {"covariance", "risk", "memorisation"},
     "backtest": {"portfolio", "covariance", "generators", "risk"},
     "integrations": {"generators", "covariance"},
@@ -44,7 +44,7 @@ DIFFUSION = [
     {"score"},
     {"exact", "objective", "closed_form", "sample"},
     {"guide", "likelihood", "train", "residual"},
-    {"memory", "distill", "deterministic"},
+    {"memory", "distill", "deterministic", "factor_residual"},
 ]
 ALONE = {"discrete"}
 

@@ -26,6 +26,33 @@ _FINE, _COARSE = (-2.0, -1.0, 0.0, 1.0, 2.0), (-1.0, 0.0, 1.0)
 _AT_ONCE = 2**16  # rows times assets perturbed at once
 
 
+def features(P: Tensor, p: Tensor, day: Tensor) -> Tensor:
+    """f (m, batch, 18) of P and p (m, batch), and v (batch,) or (m, batch)."""
+    v = day.expand_as(P)
+    fine, coarse = (torch.tensor(c).to(P) for c in (_FINE, _COARSE))
+    plain = torch.stack([torch.ones_like(P), v, P, v * P, v * P.tanh()], 2)
+    bent = (torch.tanh(u[..., None] - c) for u, c in ((P, fine), (p, fine), (p / 3, coarse)))
+    return torch.cat([plain, *bent], 2)
+
+
+def interpolate(l: Tensor, levels: Tensor, weights: Tensor) -> Tensor:
+    """Weights (T, ...) of even levels at l (batch,), (batch, ...): linear between, 0 one step beyond the ends."""
+    hats = (1 - ((l.clamp(-1e4, 1e4)[:, None] - levels) / (levels[1] - levels[0])).abs()).clamp(min=0)
+    return torch.einsum("bt,t...->b...", hats, weights)
+
+
+def share_levels(sums: Tensor, levels: Tensor, kernel: float) -> Tensor:
+    """Sums (T, ...) of neighbouring levels averaged by a Gaussian of sd ``kernel`` levels."""
+    share = torch.exp(-0.5 * ((levels[:, None] - levels) / (levels[1] - levels[0]) / kernel) ** 2)
+    return torch.einsum("st,t...->s...", (share / share.sum(1, keepdim=True)).to(sums), sums)
+
+
+def paired_noise(n: int, draws: int, d: int, generator, dtype) -> Tensor:
+    """``draws`` noises (n draws, d) for each of n rows, next to each other: orthogonal, and in antithetic pairs."""
+    half = orthogonal_normal(n * -(-draws // 2), d, generator, dtype=dtype).reshape(n, -1, d)
+    return torch.cat([half, -half], 1)[:, :draws].reshape(-1, d)
+
+
 class ResidualScore(ScoreModel):
     """An exact base and what it leaves along some directions.
 
@@ -65,18 +92,11 @@ class ResidualScore(ScoreModel):
         alpha, sigma = (level.reshape(-1) for level in self.process.levels(t, x))
         P = self.directions @ (precision.sqrt() * x).T
         p = (self.directions @ x.T) / (alpha**2 * self.spreads[:, None] ** 2 + sigma**2).sqrt()
-        v = day.expand_as(P)
-        fine, coarse = (torch.tensor(knots).to(x) for knots in (_FINE, _COARSE))
-        plain = torch.stack([torch.ones_like(P), v, P, v * P, v * P.tanh()], 2)
-        bent = (torch.tanh(u[..., None] - c) for u, c in ((P, fine), (p, fine), (p / 3, coarse)))
-        return torch.cat([plain, *bent], 2)
+        return features(P, p, day)
 
     def _interpolated(self, t, x: Tensor) -> Tensor:
         """B at each time, (1 or batch, m, p)."""
-        l = self.process.log_snr(as_time(t)).reshape(-1).to(x)
-        gap = self.levels[1] - self.levels[0]
-        hats = (1 - ((l.clamp(-1e4, 1e4)[:, None] - self.levels) / gap).abs()).clamp(min=0)
-        return torch.einsum("bt,tmp->bmp", hats, self.weights)
+        return interpolate(self.process.log_snr(as_time(t)).reshape(-1).to(x), self.levels, self.weights)
 
     def _learned(self, x: Tensor, t, precision: Tensor, day: Tensor) -> Tensor:
         """eps_hat - eps_base, (batch, d)."""
@@ -149,9 +169,7 @@ class ResidualScore(ScoreModel):
             sums = [self._normal_equations(part, t, draws, generator) for part in X.tensor_split(folds)]
             G.append(torch.stack([g for g, _ in sums], 1))
             R.append(torch.stack([r for _, r in sums], 1))
-        share = torch.exp(-0.5 * ((nodes[:, None] - nodes) / (nodes[1] - nodes[0]) / kernel) ** 2).to(X)
-        share = share / share.sum(1, keepdim=True)
-        G, R = (torch.einsum("st,tm...->sm...", share, torch.stack(a)) / (draws * len(X)) for a in (G, R))
+        G, R = (share_levels(torch.stack(a), nodes, kernel) / (draws * len(X)) for a in (G, R))
         found = fold_ridge(G, R, **({} if ridges is None else {"ridges": ridges}))
         self.weights.copy_(found.weights[..., 0])
         self.ridges = found.ridge
@@ -164,9 +182,7 @@ class ResidualScore(ScoreModel):
         sigma = self.process.sigma(t).to(rows)
         for part in rows.split(max(1, _AT_ONCE // (draws * rows.shape[1]))):
             n, d = part.shape
-            # One row's noises are neighbours, so they are orthogonal to each other.
-            half = orthogonal_normal(n * -(-draws // 2), d, generator, dtype=rows.dtype).reshape(n, -1, d)
-            z = torch.cat([half, -half], 1)[:, :draws].reshape(-1, d)
+            z = paired_noise(n, draws, d, generator, rows.dtype)
             x = self.process.perturb(part.repeat_interleave(draws, 0), t, z)
             precision, _, day = self.base.moments(x, t)
             f = self._features(x, t, precision, day)

@@ -9,6 +9,7 @@ from finediff.generators.classical import (
 )
 from finediff.generators.copula import CopulaGenerator
 from finediff.generators.diffusion import DDPMGenerator, FlowMatchingGenerator
+from finediff.generators.factor import FactorDiffusionGenerator
 from finediff.generators.quadrature_score import QuadratureScoreGenerator
 from finediff.generators.ridge_score import RidgeScoreGenerator
 
@@ -16,6 +17,7 @@ __all__ = [
     "BootstrapGenerator",
     "CopulaGenerator",
     "DDPMGenerator",
+    "FactorDiffusionGenerator",
     "FlowMatchingGenerator",
     "GaussianGenerator",
     "QuadratureScoreGenerator",

@@ -82,7 +82,7 @@ class ScoreGenerator(ScenarioGenerator):
             model = ClassifierFreeGuidance(model, guidance)
         generator = torch.Generator(device=model.device).manual_seed(seed)
         constraint = self._constraint(stress, n)
-        draws = np.empty((n, self.n_features_in_))
+        draws = []
         for start in range(0, n, _CHUNK):
             part = slice(start, min(start + _CHUNK, n))
             given = None if known is None else known[part].to(model.device)
@@ -92,8 +92,8 @@ class ScoreGenerator(ScenarioGenerator):
                 else:
                     A, low, high = (value.to(model.device) for value in constraint)
                     z = self._draw_stressed(model, A, low[part], high[part], given, generator)
-            draws[part] = self.scaler_.inverse_transform(z.cpu().double().numpy())
-        return draws
+            draws.append(self.scaler_.inverse_transform(z.cpu().double().numpy()))
+        return draws[0] if len(draws) == 1 else np.concatenate(draws)
 
     def _known(self, condition, n: int) -> torch.Tensor | None:
         if condition is None:

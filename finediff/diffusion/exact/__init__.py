@@ -14,7 +14,10 @@ day); the factor model where d is large; the mixture for regimes; the empirical 
 minimises the training loss to the end becomes, so it measures memorisation and is never a generator.
 """
 
-from finediff.diffusion.exact.factor import FactorLaw, FactorScore, MixtureFactors
+from finediff.diffusion.exact.factor import FactorScore
+from finediff.diffusion.exact.factor_fit import FactorFit, fit_factors
+from finediff.diffusion.exact.factor_law import FactorLaw, MixtureFactors, ScaleFactors
+from finediff.diffusion.exact.factor_number import choose_factors, eigenvalue_ratio
 from finediff.diffusion.exact.gaussian import ExactScore, GaussianScore
 from finediff.diffusion.exact.mixture import EmpiricalScore, MixtureScore
 from finediff.diffusion.exact.product import ProductScaleMixtureScore
@@ -23,11 +26,16 @@ from finediff.diffusion.exact.scale import ScaleMixtureScore
 __all__ = [
     "EmpiricalScore",
     "ExactScore",
+    "FactorFit",
     "FactorLaw",
     "FactorScore",
     "GaussianScore",
     "MixtureFactors",
     "MixtureScore",
     "ProductScaleMixtureScore",
+    "ScaleFactors",
     "ScaleMixtureScore",
+    "choose_factors",
+    "eigenvalue_ratio",
+    "fit_factors",
 ]

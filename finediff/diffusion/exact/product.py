@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from finediff.diffusion.exact.gaussian import ExactScore, as_floating, as_shape, as_weights
+from finediff.diffusion.exact.given import draw_given, pool_size, wide
 from finediff.diffusion.process import Process, as_time, normal, require
 
 STEP = 0.5  # between levels of log variance: half of it gains nothing, twice loses .08 nats on returns
 # Numbers in a (d, rows, M) table: it stays in a core's cache, and memory does not grow with the rows.
 _AT_ONCE = 2**18
-_POOL = 2**17  # volatilities among which a stressed day's are chosen
 
 
 class ProductScaleMixtureScore(ExactScore):
@@ -179,38 +179,25 @@ class ProductScaleMixtureScore(ExactScore):
             Of the draws.
         """
         A, low, high = (value.double() for value in (A, low, high))
-        same = bool((low == low[:1]).all() and (high == high[:1]).all())
-        groups = [slice(None)] if same else [slice(i, i + 1) for i in range(len(low))]
-        count = min(_POOL if same else _POOL // 16, max(2**12, 2**24 // A.numel()))  # bounds memory
-        variances, log_weights = self._pool(A, count, generator)
+        variances, log_weights = self._pool(A, pool_size(A, low, high), generator)
         S = (A * variances[:, None, :]) @ A.T
         root = torch.linalg.cholesky(S)
-        rows = []
-        for group in groups:
-            y, wish = _truncated(root, low[group][0], high[group][0], generator)
-            n = len(low[group])
-            chosen = torch.multinomial(
-                (log_weights + wish).softmax(0), n, replacement=True, generator=generator
-            )
+
+        def complete(chosen: Tensor, y: Tensor) -> Tensor:
             v = variances[chosen]
             x = v.sqrt() * normal(v, generator)
-            gap = torch.cholesky_solve((y[chosen] - x @ A.T)[..., None], root[chosen])
-            rows.append(x + v * (gap[..., 0] @ A))
-        return torch.cat(rows).to(self.own)
+            gap = torch.cholesky_solve((y - x @ A.T)[..., None], root[chosen])
+            return x + v * (gap[..., 0] @ A)
+
+        return draw_given(low, high, root, log_weights, complete, generator).to(self.own)
 
     def _pool(self, A: Tensor, count: int, generator) -> tuple[Tensor, Tensor]:
         """Variances (count, d) and log weights of draws that are wide for the day and for the assets A is mostly of."""
 
-        def wide(law: Tensor) -> tuple[Tensor, Tensor]:
-            law = law.double()
-            proposal = 0.5 * law + 0.5 / len(law)
-            level = torch.multinomial(proposal, count, replacement=True, generator=generator)
-            return level, (law / proposal).log()[level]
-
-        level, log_weights = wide(self.common)
+        level, log_weights = wide(self.common, count, generator)
         own = torch.multinomial(self.own, count, replacement=True, generator=generator).T.contiguous()
         for j in set(A.abs().argmax(1).tolist()):
-            own[:, j], more = wide(self.own[j])
+            own[:, j], more = wide(self.own[j], count, generator)
             log_weights = log_weights + more
         return self.variances.double()[level[:, None] + own], log_weights
 
@@ -291,25 +278,3 @@ def _bands(own: Tensor, n_common: int) -> Tensor:
     for k in range(n_common):
         bands[:, k, k : k + own.shape[1]] = own
     return bands
-
-
-def _truncated(root: Tensor, low: Tensor, high: Tensor, generator) -> tuple[Tensor, Tensor]:
-    """y ~ N(0, root root') within bounds (k,), one for each root (P, k, k), and the log of its weight (P,)."""
-    e, y, log_weights = torch.zeros_like(root[:, 0]), torch.zeros_like(root[:, 0]), 0.0
-    for r in range(root.shape[1]):
-        mean, size = (root[:, r, :r] * e[:, :r]).sum(1), root[:, r, r]
-        a, b = (low[r] - mean) / size, (high[r] - mean) / size
-        if low[r] == high[r]:
-            e[:, r], log_weights = a, log_weights - 0.5 * a.square() - size.log()
-        else:
-            flip = a > 0  # in the lower tail probabilities keep their digits
-            a, b = torch.where(flip, -b, a), torch.where(flip, -a, b)
-            start, share = (
-                torch.special.ndtr(a),
-                (torch.special.ndtr(b) - torch.special.ndtr(a)).clamp(min=1e-300),
-            )
-            u = torch.rand(len(a), dtype=a.dtype, device=a.device, generator=generator)
-            inside = torch.special.ndtri(start + u * share).clamp(a, b)
-            e[:, r], log_weights = torch.where(flip, -inside, inside), log_weights + share.log()
-        y[:, r] = mean + size * e[:, r]
-    return y, log_weights
