@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "portfolio": {"risk"},
     "generators": {"panel", "networks", "diffusion", "provenance", "covariance"},
     "validation": {"covariance", "risk", "memorisation"},
-    "backtest": {"portfolio", "covariance", "generators", "risk"},
+    "backtest": {"portfolio", "covariance", "generators", "risk", "provenance"},
     "integrations": {"generators", "covariance"},
 }
 MAY_IMPORT["report"] = set(MAY_IMPORT)

@@ -115,6 +115,36 @@ TABLE = [
         lambda: call("BootstrapGenerator", method="moving").fit(returns()),
         "'iid' or 'stationary'",
     ),
+    (
+        "more factors than assets",
+        lambda: call("FactorDiffusionGenerator", n_factors=5).fit(returns()),
+        "at most 3 factors",
+    ),
+    (
+        "an unknown way to count factors",
+        lambda: call("FactorDiffusionGenerator", n_factors="scree").fit(returns()),
+        "expected n_factors to be a whole number",
+    ),
+    (
+        "an asset that was never traded",
+        lambda: call("FactorDiffusionGenerator").fit(put(returns(), slice(None), 1, np.nan)),
+        "drop what was never traded",
+    ),
+    (
+        "windows of two days",
+        lambda: call("WindowEnsembleCovariance", (63, 2)).fit(returns()),
+        "expected",
+    ),
+    (
+        "an unknown source of a covariance",
+        lambda: call("ScenarioCovariance", gaussian(), source="both").fit(returns()),
+        "implied",
+    ),
+    (
+        "a CVaR without scenarios",
+        lambda: call("MinimumCVaR").solve(covariance=np.eye(3)),
+        "scenarios",
+    ),
     ("a covariance that is no square", lambda: call("clip", np.ones((2, 3)), 100), "(2, 3)"),
     ("a negative variance", lambda: call("clip", np.diag([1.0, -1.0]), 100), "positive"),
     (
@@ -152,6 +182,16 @@ TABLE = [
     (
         "`finediff optimise` without means",
         lambda: command("optimise", "prices.csv", "--objective", "max-sharpe"),
+        "expected --scenarios",
+    ),
+    (
+        "`finediff covariance` of a model and an estimator",
+        lambda: command("covariance", "prices.csv", "--model", "model", "--estimator", "qis"),
+        "got both",
+    ),
+    (
+        "`finediff optimise` of tails without scenarios",
+        lambda: command("optimise", "covariance.csv", "--objective", "min-cvar"),
         "expected --scenarios",
     ),
     ("an unknown model", lambda: command("fit", "prices.csv", "--model", "gan"), "gan"),

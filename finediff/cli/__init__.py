@@ -13,6 +13,7 @@ import warnings
 # Importing the verbs attaches them, in the order of the help.
 from finediff.cli import study  # noqa: F401  isort: skip
 from finediff.cli import steps  # noqa: F401  isort: skip
+from finediff.cli import portfolio  # noqa: F401  isort: skip
 from finediff.cli.app import app
 from finediff.cli.files import say
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finediff.cli.options import Kind, Missing, Model
+from finediff.cli.options import Estimator, Kind, Missing, Model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,7 @@ def generator_of(model: Model, seed: int, device: str | None, steps: int):
         BootstrapGenerator,
         CopulaGenerator,
         DDPMGenerator,
+        FactorDiffusionGenerator,
         FlowMatchingGenerator,
         GaussianGenerator,
         RidgeScoreGenerator,
@@ -26,6 +27,7 @@ def generator_of(model: Model, seed: int, device: str | None, steps: int):
 
     return {
         Model.ridge: lambda: RidgeScoreGenerator(device=device, random_state=seed),
+        Model.factor: lambda: FactorDiffusionGenerator(device=device, random_state=seed),
         Model.ddpm: lambda: DDPMGenerator(steps=steps, device=device, random_state=seed),
         Model.flow: lambda: FlowMatchingGenerator(steps=steps, device=device, random_state=seed),
         Model.gaussian: lambda: GaussianGenerator(random_state=seed),
@@ -35,6 +37,33 @@ def generator_of(model: Model, seed: int, device: str | None, steps: int):
         Model.bootstrap: lambda: BootstrapGenerator(random_state=seed),
         Model.block_bootstrap: lambda: BootstrapGenerator(method="stationary", random_state=seed),
     }[model]()
+
+
+def covariance_of(estimator: Estimator):
+    """An unfitted covariance estimator; not of the sample covariance."""
+    from sklearn.covariance import OAS, LedoitWolf
+
+    from finediff.covariance import (
+        ClippedCovariance,
+        ConstantCorrelationShrinkage,
+        FactorAnalyticCovariance,
+        QuadraticInverseShrinkage,
+        RotationallyInvariantCovariance,
+        StudentTCovariance,
+        WindowEnsembleCovariance,
+    )
+
+    return {
+        Estimator.ledoit_wolf: LedoitWolf,
+        Estimator.oas: OAS,
+        Estimator.constant_correlation: ConstantCorrelationShrinkage,
+        Estimator.clip: ClippedCovariance,
+        Estimator.rie: RotationallyInvariantCovariance,
+        Estimator.qis: QuadraticInverseShrinkage,
+        Estimator.student_t: StudentTCovariance,
+        Estimator.factor_analytic: FactorAnalyticCovariance,
+        Estimator.window_ensemble: WindowEnsembleCovariance,
+    }[estimator]()
 
 
 def returns_of(panel: str, kind: Kind, missing: Missing, start, end) -> pd.DataFrame:
@@ -56,8 +85,8 @@ def checked_returns(panel: str, kind: Kind, missing: Missing, start, end) -> tup
     if blocking:
         first = blocking[0]
         remedy = {
-            "missing_values": "Choose --missing drop_rows or --missing drop_assets.",
-            "non_positive_price": "Correct it, or say --kind returns if these are returns.",
+            "missing_values": "Choose --missing drop_rows, drop_assets or keep.",
+            "non_positive_price": "Correct it, or empty the cell and choose --missing keep; --kind returns if these are returns.",
             "prices_as_returns": "Leave out --kind returns.",
         }.get(first.code, first.remedy)
         more = f" ({len(findings) - 1} more: finediff check {panel})" if len(findings) > 1 else ""
@@ -75,7 +104,7 @@ def read_table(path: Path, what: str) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix == ".parquet" or path.is_dir():
             return pd.read_parquet(path)
         return pd.read_csv(path, index_col=0)
     except Exception as problem:

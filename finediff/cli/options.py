@@ -11,6 +11,7 @@ import typer
 
 class Model(StrEnum):
     ridge = "ridge"
+    factor = "factor"
     ddpm = "ddpm"
     flow = "flow"
     gaussian = "gaussian"
@@ -25,12 +26,33 @@ class Objective(StrEnum):
     min_variance = "min-variance"
     max_sharpe = "max-sharpe"
     mean_variance = "mean-variance"
+    min_cvar = "min-cvar"
+    risk_parity = "risk-parity"
+
+
+class Estimator(StrEnum):
+    sample = "sample"
+    ledoit_wolf = "ledoit-wolf"
+    oas = "oas"
+    constant_correlation = "constant-correlation"
+    clip = "clip"
+    rie = "rie"
+    qis = "qis"
+    student_t = "student-t"
+    factor_analytic = "factor-analytic"
+    window_ensemble = "window-ensemble"
+
+
+class Source(StrEnum):
+    implied = "implied"
+    samples = "samples"
 
 
 class Missing(StrEnum):
     error = "error"
     drop_rows = "drop_rows"
     drop_assets = "drop_assets"
+    keep = "keep"
 
 
 class Kind(StrEnum):
@@ -40,7 +62,10 @@ class Kind(StrEnum):
 
 Panel = Annotated[str, typer.Argument(help="sp500 (bundled), a .csv or .parquet file, or tickers: AAPL,MSFT")]
 KindOption = Annotated[Kind, typer.Option(help="What the panel holds.")]
-MissingOption = Annotated[Missing, typer.Option(help="What to do where a price is missing.")]
+MissingOption = Annotated[
+    Missing,
+    typer.Option(help="What to do where a price is missing; keep: --model factor uses what is there."),
+]
 Start = Annotated[str | None, typer.Option(help="First date used, e.g. 2000-01-01.")]
 End = Annotated[str | None, typer.Option(help="Last date used.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Same seed, same bits.")]

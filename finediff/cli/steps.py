@@ -1,4 +1,4 @@
-"""The verbs that do one step: check, fetch, fit, sample, covariance, optimise, validate."""
+"""The verbs of data and scenarios: check, fetch, fit, sample, validate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from finediff.cli.options import (
     Missing,
     MissingOption,
     Model,
-    Objective,
     Panel,
     Seed,
     Start,
@@ -150,119 +149,6 @@ def sample(
     scenarios = as_frame(generator.sample(n, random_state=seed))
     write_table(scenarios, out, "sample", {"model": model, "n": n}, seed, scenarios)
     print(f"{n} scenarios of {scenarios.shape[1]} assets, independent in time: {out}")
-
-
-@app.command()
-def covariance(
-    panel: Panel,
-    model: Annotated[
-        Path | None, typer.Option(help="Fitted generator; the sample covariance without one.")
-    ] = None,
-    clean: Annotated[
-        bool, typer.Option("--clean", help="Marchenko-Pastur clipping; held out it often costs.")
-    ] = False,
-    n: Annotated[int, typer.Option("--n", "-n", min=2, help="Scenarios used.")] = 10_000,
-    out: Table = Path("covariance.parquet"),
-    kind: KindOption = Kind.prices,
-    missing: MissingOption = Missing.error,
-    start: Start = None,
-    end: End = None,
-    seed: Seed = 0,
-) -> None:
-    """Covariance of a panel: from a generator's scenarios or the sample, cleaned."""
-    import numpy as np
-    import pandas as pd
-
-    from finediff.covariance import ScenarioCovariance, clip, n_factors
-
-    returns = returns_of(panel, kind, missing, start, end)
-    if model is None:
-        matrix = clip(returns.cov(), len(returns)) if clean else returns.cov()
-    else:
-        from finediff.generators import ScenarioGenerator
-
-        estimator = ScenarioCovariance(
-            ScenarioGenerator.load(model),
-            clip if clean else None,
-            n_scenarios=n,
-            prefit=True,
-            random_state=seed,
-        ).fit(returns)
-        matrix = pd.DataFrame(estimator.covariance_, returns.columns, returns.columns)
-    configuration = {
-        "panel": panel,
-        "model": model,
-        "clean": clean,
-        "n": n,
-        "missing": missing,
-        "start": start,
-        "end": end,
-    }
-    write_table(matrix, out, "covariance", configuration, seed, returns)
-    print(
-        f"{len(matrix)} assets, condition number {np.linalg.cond(matrix):.1f} (sample {np.linalg.cond(returns.cov()):.1f}), "
-        f"{n_factors(returns.cov(), len(returns))} factors above the noise edge: {out}"
-    )
-
-
-@app.command()
-def optimise(
-    covariance: Annotated[Path, typer.Argument(help="Covariance written by finediff covariance.")],
-    objective: Annotated[Objective, typer.Option()] = Objective.min_variance,
-    scenarios: Annotated[
-        Path | None, typer.Option(help="Scenarios or returns whose means are expected returns.")
-    ] = None,
-    long_only: Annotated[bool, typer.Option(help="No short positions.")] = True,
-    max_weight: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Largest weight of an asset, .1 for 10 %.")
-    ] = None,
-    risk_aversion: Annotated[float, typer.Option(help="Of mean-variance.")] = 5.0,
-    previous: Annotated[Path | None, typer.Option(help="Weights held now (CSV), for --turnover.")] = None,
-    turnover: Annotated[float | None, typer.Option(help="Largest sum of absolute trades.")] = None,
-    out: Table = Path("weights.csv"),
-) -> None:
-    """Portfolio weights from a covariance."""
-    from finediff.portfolio import (
-        LongOnly,
-        MaximumSharpe,
-        MaximumWeight,
-        MeanVariance,
-        MinimumVariance,
-        Turnover,
-    )
-
-    matrix = read_table(covariance, "covariance")
-    constraints: list = [LongOnly()] if long_only else []
-    if max_weight is not None:
-        constraints.append(MaximumWeight(max_weight))
-    if (turnover is None) != (previous is None):
-        raise ValueError(
-            "expected --turnover together with --previous, got one of them: give both, or neither"
-        )
-    if turnover is not None:
-        constraints.append(Turnover(read_table(previous, "weights").iloc[:, 0], turnover))
-    mean = None if scenarios is None else read_table(scenarios, "scenarios").mean()
-    if mean is None and objective is not Objective.min_variance:
-        raise ValueError(f"expected --scenarios for {objective.value}, got none: it needs expected returns")
-    problem = {
-        Objective.min_variance: lambda: MinimumVariance(constraints),
-        Objective.max_sharpe: lambda: MaximumSharpe(constraints),
-        Objective.mean_variance: lambda: MeanVariance(risk_aversion, constraints),
-    }[objective]()
-    found = problem.solve(covariance=matrix, mean=mean)
-    configuration = {
-        "covariance": covariance,
-        "objective": objective,
-        "long_only": long_only,
-        "max_weight": max_weight,
-        "scenarios": scenarios,
-        "turnover": turnover,
-        "previous": previous,
-    }
-    write_table(found.weights.rename("weight").to_frame(), out, "optimise", configuration, None, matrix)
-    print(
-        f"{objective.value}: volatility {found.volatility:.4%} a period, {int((found.weights.abs() > 1e-6).sum())} positions: {out}"
-    )
 
 
 @app.command()

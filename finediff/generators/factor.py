@@ -310,6 +310,11 @@ class FactorDiffusionGenerator(ScoreGenerator):
             model.sample(n, generator) if self.sampler is None else super()._draw(model, n, None, generator)
         )
 
+    def _returns(self, z: np.ndarray) -> np.ndarray:
+        z *= self._unit
+        z += self.scaler_.mean_
+        return z
+
     def _draw_stressed(self, model, A, low, high, condition, generator) -> torch.Tensor:
         if self.sampler is None:
             return self._model().sample_given(A, low, high, generator)
@@ -359,9 +364,7 @@ class AssetScaler(Standardizer):
 
     def inverse_transform(self, Z):
         """z (n, d) -> returns (n, d)."""
-        rows = np.multiply(self._checked(Z), np.where(self.moving_, self.scale_, 0.0))
-        rows += self.mean_
-        return rows
+        return self._checked(Z) * np.where(self.moving_, self.scale_, 0.0) + self.mean_
 
     def to_dict(self) -> dict[str, np.ndarray]:
         """Arrays that determine the map."""

@@ -92,8 +92,12 @@ class ScoreGenerator(ScenarioGenerator):
                 else:
                     A, low, high = (value.to(model.device) for value in constraint)
                     z = self._draw_stressed(model, A, low[part], high[part], given, generator)
-            draws.append(self.scaler_.inverse_transform(z.cpu().double().numpy()))
+            draws.append(self._returns(z.cpu().double().numpy()))
         return draws[0] if len(draws) == 1 else np.concatenate(draws)
+
+    def _returns(self, z: np.ndarray) -> np.ndarray:
+        """In the units of the panel; z may be overwritten."""
+        return self.scaler_.inverse_transform(z)
 
     def _known(self, condition, n: int) -> torch.Tensor | None:
         if condition is None:

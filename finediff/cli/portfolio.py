@@ -1,0 +1,183 @@
+"""The verbs of portfolios: covariance, optimise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finediff.cli.app import app
+from finediff.cli.files import covariance_of, read_table, returns_of, write_table
+from finediff.cli.options import (
+    End,
+    Estimator,
+    Kind,
+    KindOption,
+    Missing,
+    MissingOption,
+    Objective,
+    Panel,
+    Seed,
+    Source,
+    Start,
+    Table,
+)
+
+
+@app.command()
+def covariance(
+    panel: Panel,
+    estimator: Annotated[
+        Estimator, typer.Option(help="How, without --model. window-ensemble held out best.")
+    ] = Estimator.sample,
+    model: Annotated[
+        Path | None, typer.Option(help="Fitted generator, whose covariance is used instead.")
+    ] = None,
+    source: Annotated[
+        Source, typer.Option(help="Of a generator: what its law implies, or scenarios.")
+    ] = Source.implied,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Marchenko-Pastur clipping on top; held out it often costs.")
+    ] = False,
+    n: Annotated[int, typer.Option("--n", "-n", min=2, help="Scenarios used.")] = 10_000,
+    out: Table = Path("covariance.parquet"),
+    kind: KindOption = Kind.prices,
+    missing: MissingOption = Missing.error,
+    start: Start = None,
+    end: End = None,
+    seed: Seed = 0,
+) -> None:
+    """Covariance of a panel: of the returns themselves, shrunk or cleaned, or of a generator."""
+    import numpy as np
+    import pandas as pd
+
+    from finediff.covariance import ScenarioCovariance, clip, n_factors
+
+    if model is not None and estimator is not Estimator.sample:
+        raise ValueError(
+            f"expected --model or --estimator, got both: leave out --estimator {estimator.value}, or --model"
+        )
+    returns = returns_of(panel, kind, missing, start, end)
+    how = estimator.value
+    if model is None:
+        matrix = returns.cov()
+        if estimator is not Estimator.sample:
+            fitted = covariance_of(estimator).fit(returns)
+            matrix = pd.DataFrame(fitted.covariance_, returns.columns, returns.columns)
+        matrix = clip(matrix, len(returns)) if clean else matrix
+    else:
+        from finediff.generators import ScenarioGenerator
+
+        fitted = ScenarioCovariance(
+            ScenarioGenerator.load(model),
+            clip if clean else None,
+            n_scenarios=n,
+            prefit=True,
+            random_state=seed,
+            source=source.value,
+        ).fit(returns)
+        matrix = pd.DataFrame(fitted.covariance_, returns.columns, returns.columns)
+        error = f", sampling error {fitted.sampling_error_:.1%}" if fitted.source_ == "samples" else ""
+        how = f"{type(fitted.generator_).__name__}, {fitted.source_}{error}"
+    configuration = {
+        "panel": panel,
+        "estimator": estimator,
+        "model": model,
+        "source": source,
+        "clean": clean,
+        "n": n,
+        "missing": missing,
+        "start": start,
+        "end": end,
+    }
+    write_table(matrix, out, "covariance", configuration, seed, returns)
+    print(
+        f"{how}: {len(matrix)} assets, condition number {np.linalg.cond(matrix):.1f} (sample "
+        f"{np.linalg.cond(returns.cov()):.1f}), {n_factors(returns.cov(), len(returns))} factors above the noise edge: {out}"
+    )
+
+
+@app.command()
+def optimise(
+    covariance: Annotated[Path, typer.Argument(help="Covariance written by finediff covariance.")],
+    objective: Annotated[Objective, typer.Option()] = Objective.min_variance,
+    scenarios: Annotated[
+        Path | None,
+        typer.Option(help="Scenarios or returns: their means are expected returns, their tails the CVaR."),
+    ] = None,
+    long_only: Annotated[bool, typer.Option(help="No short positions.")] = True,
+    max_weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Largest weight of an asset, .1 for 10 %.")
+    ] = None,
+    gross: Annotated[
+        float | None, typer.Option(min=1, help="Largest sum of absolute weights, with --no-long-only.")
+    ] = None,
+    risk_aversion: Annotated[float, typer.Option(help="Of mean-variance.")] = 5.0,
+    level: Annotated[float, typer.Option(help="Of min-cvar: the share of worst scenarios.")] = 0.05,
+    previous: Annotated[
+        Path | None, typer.Option(help="Weights held now (CSV), for --turnover and --cost.")
+    ] = None,
+    turnover: Annotated[float | None, typer.Option(help="Largest sum of absolute trades.")] = None,
+    cost: Annotated[float | None, typer.Option(help="Of trading, as a fraction: .001 for 10 bp.")] = None,
+    out: Table = Path("weights.csv"),
+) -> None:
+    """Portfolio weights from a covariance, or from scenarios."""
+    from finediff.portfolio import (
+        GrossExposure,
+        LongOnly,
+        MaximumSharpe,
+        MaximumWeight,
+        MeanVariance,
+        MinimumCVaR,
+        MinimumVariance,
+        RiskParity,
+        TransactionCost,
+        Turnover,
+    )
+
+    matrix = read_table(covariance, "covariance")
+    constraints: list = [LongOnly()] if long_only and objective is not Objective.risk_parity else []
+    if max_weight is not None:
+        constraints.append(MaximumWeight(max_weight))
+    if gross is not None:
+        constraints.append(GrossExposure(gross))
+    if (turnover is None and cost is None) != (previous is None):
+        raise ValueError(
+            "expected --turnover or --cost together with --previous, got one without the other: give both, or neither"
+        )
+    held = None if previous is None else read_table(previous, "weights").iloc[:, 0]
+    if turnover is not None:
+        constraints.append(Turnover(held, turnover))
+    if cost is not None:
+        constraints.append(TransactionCost(cost, held))
+    rows = None if scenarios is None else read_table(scenarios, "scenarios")
+    if rows is None and objective not in (Objective.min_variance, Objective.risk_parity):
+        what = "tails" if objective is Objective.min_cvar else "expected returns"
+        raise ValueError(f"expected --scenarios for {objective.value}, got none: it needs {what}")
+    problem = {
+        Objective.min_variance: lambda: MinimumVariance(constraints),
+        Objective.max_sharpe: lambda: MaximumSharpe(constraints),
+        Objective.mean_variance: lambda: MeanVariance(risk_aversion, constraints),
+        Objective.min_cvar: lambda: MinimumCVaR(level, constraints, method="newton"),
+        Objective.risk_parity: lambda: RiskParity(constraints=constraints),
+    }[objective]()
+    found = problem.solve(
+        covariance=matrix, mean=None if rows is None else rows.mean(), scenarios=rows, previous=held
+    )
+    configuration = {
+        "covariance": covariance,
+        "objective": objective,
+        "long_only": long_only,
+        "max_weight": max_weight,
+        "gross": gross,
+        "level": level,
+        "scenarios": scenarios,
+        "turnover": turnover,
+        "cost": cost,
+        "previous": previous,
+    }
+    write_table(found.weights.rename("weight").to_frame(), out, "optimise", configuration, None, matrix)
+    print(
+        f"{objective.value}: volatility {found.volatility:.4%} a period, {int((found.weights.abs() > 1e-6).sum())} positions: {out}"
+    )
