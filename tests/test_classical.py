@@ -254,13 +254,24 @@ def test_the_smoothed_bootstrap_keeps_mean_and_covariance(bandwidth):
     generator = SmoothedBootstrapGenerator(bandwidth=bandwidth, random_state=0).fit(X)
     sd, C = X.std(0), np.cov(X.T, ddof=0)
     S = ledoit_wolf((X - X.mean(0)) / sd)[0] * np.outer(sd, sd)
-    np.testing.assert_allclose(generator.covariance_, S, rtol=1e-10, atol=1e-18)
+    np.testing.assert_allclose(generator.kernel_covariance_, S, rtol=1e-10, atol=1e-18)
     expected = (C + h2 * S) / (1 + h2)
+    np.testing.assert_allclose(generator.covariance_, expected, rtol=1e-10, atol=1e-18)
     np.testing.assert_allclose(np.diag(expected), np.diag(C), rtol=1e-12)  # the variances are kept exactly
     centred = generator.sample(m) - X.mean(0)
     assert np.abs(centred.mean(0) / sd * np.sqrt(m)).max() < 4.5
     products = centred[:, :, None] * centred[:, None]
     assert np.abs((products.mean(0) - expected) / products.std(0) * np.sqrt(m)).max() < 4.5
+
+
+def test_the_smoothed_bootstrap_is_saved_with_both_covariances(tmp_path):
+    X = np.column_stack([planted(8, n=300), np.full(300, 1e-4)])
+    generator = SmoothedBootstrapGenerator(random_state=0).fit(X)
+    again = SmoothedBootstrapGenerator.load(generator.save(tmp_path / "saved"))
+    for name in ("covariance_", "kernel_covariance_"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(generator, name))
+        assert not getattr(again, name)[4].any()  # an asset that never moved
+    np.testing.assert_array_equal(again.sample(20), generator.sample(20))
 
 
 def test_the_smoothed_bootstrap_is_a_mixture_of_normals_about_the_rows():
@@ -278,7 +289,7 @@ def test_a_smoothed_scenario_lies_about_its_row_as_the_covariance_says():
     generator = SmoothedBootstrapGenerator(bandwidth=h, random_state=0).fit(X)
     draws, inward = generator.sample(5000), 1 / np.sqrt(1 + h**2)
     centres = X.mean(0) + inward * (X - X.mean(0))
-    whitener = np.linalg.inv(np.linalg.cholesky(generator.covariance_)).T / (inward * h)
+    whitener = np.linalg.inv(np.linalg.cholesky(generator.kernel_covariance_)).T / (inward * h)
     q = (((draws[:, None] - centres) @ whitener) ** 2).sum(2)
     assert stats.kstest(q.min(1), stats.chi2(4).cdf).pvalue > 1e-3
     assert stats.chisquare(np.bincount(q.argmin(1), minlength=50)).pvalue > 1e-3

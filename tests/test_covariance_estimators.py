@@ -98,7 +98,7 @@ def test_bad_rows_are_refused(frame, estimator):
         clone(estimator).fit(frame.iloc[:2])
     hole = frame.copy()
     hole.iloc[7, 2] = np.nan
-    with pytest.raises(ValueError, match="got nan in X at row 7, column 'd'"):
+    with pytest.raises(ValueError, match="got NaN in X at row 7, column 'd'"):
         clone(estimator).fit(hole)
     still = frame.copy()
     still["d"] = 0.01

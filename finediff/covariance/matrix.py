@@ -128,7 +128,8 @@ def refuse_holes(rows, names, where):
     if not finite.all():
         i, j = np.argwhere(~finite)[0]
         label = int(j) if names is None else names[j]
+        found = "NaN" if np.isnan(rows[i, j]) else f"infinity ({rows[i, j]})"
         raise ValueError(
-            f"expected finite returns, got {rows[i, j]} in {where} at row {i}, column {label!r}; "
+            f"expected finite returns, got {found} in {where} at row {i}, column {label!r}; "
             "drop or fill such rows first."
         )

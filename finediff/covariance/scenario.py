@@ -150,7 +150,7 @@ class ScenarioCovariance(BaseEstimator):
             )
         rows = validate_data(self, X, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=2)
         refuse_holes(rows, getattr(self, "feature_names_in_", None), "X")
-        self.generator_ = self.generator if self.prefit else clone(self.generator).fit(X)
+        self.generator_ = self.generator if self.prefit else clone(self.generator).fit(X, y)
         columns = X.columns if isinstance(X, pd.DataFrame) else None
         covariance = self._implied(columns) if self.source == "implied" else None
         location = getattr(self.generator_, "mean_", None)

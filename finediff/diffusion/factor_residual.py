@@ -108,7 +108,7 @@ class LearnedFactors(FactorLaw):
 
     def __init__(self, base: ScaleFactors, gamma: Tensor, levels: Tensor, weights: Tensor, path) -> None:
         super().__init__()
-        self.base, self.path = base, list(path)
+        self.base, self.path, self.k = base, list(path), base.k
         for name, value in (("gamma", gamma), ("levels", levels), ("weights", weights)):
             self.register_buffer(name, torch.as_tensor(value).to(base.scales))
 
@@ -146,16 +146,20 @@ class LearnedFactors(FactorLaw):
         """Draws of f_0 = F + N(0, gamma), (n, k), from exact draws of the base at the first level, along the flow."""
         own = torch.allclose(gamma, self.gamma, rtol=1e-4, atol=0)
         require(own, "the noise of the model that the law was learned in", "another", "use gamma=u Gamma_0")
+        return self._flow(self._start(n, gamma, generator)).to(gamma)
+
+    def _start(self, n: int, gamma: Tensor, generator) -> Tensor:
+        """Exact draws of the base at the first level; in float32, what was learned has fewer digits."""
         f = self.base.observe(n, gamma, generator)
-        f = (
-            f + normal(f, generator) @ self.path[0].root.to(f).T
-        ).float()  # what was learned has fewer digits
+        return (f + normal(f, generator) @ self.path[0].root.to(f).T).float()
+
+    def _flow(self, f: Tensor) -> Tensor:
         found, before = self._denoise(f, self.path[0]), None
         for here, there in zip(self.path, self.path[1:]):
             aim = found if before is None else 1.5 * found - 0.5 * before
             f = aim + (f - aim) @ (there.root @ here.inverse_root).to(f).T
             found, before = self._denoise(f, there), found
-        return found.to(gamma)
+        return found
 
     def _denoise(self, f: Tensor, node: Node) -> Tensor:
         """E[f_0 | f], (batch, k)."""
@@ -187,6 +191,26 @@ def with_residual(model: FactorScore, levels, weights) -> FactorScore:
         scales=model.scales,
         weights=model.weights,
     )
+
+
+def change_of_moments(model: FactorScore, draws: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What the regression adds to the mean (k,) and the covariance (k, k) of the factors.
+
+    From flows with and without it that start at the same points: most of the noise of either cancels.
+    """
+    k = model.loadings.shape[1]
+    zeros = model.loadings.new_zeros
+    sums = {name: [zeros(k), zeros(k, k)] for name in ("learned", "base")}
+    for share, u, law in zip(model.weights, model.scales, model.laws):
+        plain = LearnedFactors(law.base, law.gamma, law.levels, torch.zeros_like(law.weights), law.path)
+        start = law._start(max(64, round(draws * float(share))), u * model.gamma, generator)
+        for name, f in (("learned", law._flow(start)), ("base", plain._flow(start))):
+            f = f.to(model.loadings)
+            sums[name][0] += share * f.mean(0)
+            sums[name][1] += share * f.T @ f / len(f)
+    (mean, square), (base_mean, base_square) = sums["learned"], sums["base"]
+    change = square - torch.outer(mean, mean) - base_square + torch.outer(base_mean, base_mean)
+    return mean - base_mean, (change + change.T) / 2
 
 
 def learn_factors(

@@ -215,6 +215,8 @@ class SmoothedBootstrapGenerator(ScenarioGenerator):
     rows_ : (n, d)
     mean_ : (d,)
     covariance_ : (d, d)
+        Of the scenarios, (C + h^2 S)/(1 + h^2), in the units of the returns.
+    kernel_covariance_ : (d, d)
         S, in the units of the returns.
     bandwidth_ : float
 
@@ -236,13 +238,20 @@ class SmoothedBootstrapGenerator(ScenarioGenerator):
                 "such as 0.2"
             )
         Z, self.mean_, scale = _standardise(X)
-        self.covariance_ = _rescale(LedoitWolf().fit(Z).covariance_, scale)
+        self.kernel_covariance_ = _rescale(LedoitWolf().fit(Z).covariance_, scale)
         self.rows_, self.bandwidth_ = X, float(h)
+
+    @property
+    def covariance_(self):
+        moving = np.diag(self.kernel_covariance_) > 0
+        centred = np.where(moving, self.rows_ - self.mean_, 0.0)
+        h2 = self.bandwidth_**2
+        return (centred.T @ centred / len(centred) + h2 * self.kernel_covariance_) / (1 + h2)
 
     def _sample(self, n, seed):
         rng = np.random.default_rng(seed)
         rows = self.rows_[rng.integers(len(self.rows_), size=n)]
-        noise = rng.standard_normal(rows.shape) @ _root(self.covariance_)
+        noise = rng.standard_normal(rows.shape) @ _root(self.kernel_covariance_)
         inward = 1 / np.sqrt(1 + self.bandwidth_**2)
         # As a change of the row: a constant asset, and every row for h = 0, stays as it is to the last bit.
         return rows - (1 - inward) * (rows - self.mean_) + inward * self.bandwidth_ * noise
@@ -251,12 +260,13 @@ class SmoothedBootstrapGenerator(ScenarioGenerator):
         return {
             "rows": self.rows_,
             "mean": self.mean_,
-            "covariance": self.covariance_,
+            "kernel_covariance": self.kernel_covariance_,
             "bandwidth": np.array([self.bandwidth_]),
         }
 
     def _restore(self, arrays):
-        self.rows_, self.mean_, self.covariance_ = arrays["rows"], arrays["mean"], arrays["covariance"]
+        self.rows_, self.mean_ = arrays["rows"], arrays["mean"]
+        self.kernel_covariance_ = arrays["kernel_covariance"]
         self.bandwidth_ = float(arrays["bandwidth"][0])
 
 

@@ -34,12 +34,13 @@ from finediff.diffusion.exact import (
     fit_factors,
 )
 from finediff.diffusion.exact.missing import complete
-from finediff.diffusion.factor_residual import learn_factors, with_residual
+from finediff.diffusion.factor_residual import change_of_moments, learn_factors, with_residual
 from finediff.generators.score import ScoreGenerator, on_device, part, threads
 from finediff.panel import Standardizer
 
 _COUNTING = ("auto", "eigenvalue ratio")
 _LEAST_ROWS = 200  # below, eighteen coefficients a level follow the noise
+_PILOT = 2**14  # draws for the moments of a learned law
 _LEAST_GAIN = 1e-3  # nats a factor: choosing among levels, Gaussian factors seem to gain up to .0009
 _RARE = 0.05  # days: volatilities that are rarer in the panel are dropped, each costs a projection
 
@@ -76,8 +77,8 @@ class FactorDiffusionGenerator(ScoreGenerator):
     ----------
     n_factors_ : int
     loadings_ : ndarray (d, k)
-        In the units of the returns, for factors of unit variance. Columns orthogonal in the metric of the own variances,
-        the strongest first.
+        In the units of the returns, for factors of unit variance; close to orthogonal in the metric of the own variances, the
+        strongest first.
     idiosyncratic_variance_ : ndarray (d,)
         In squared returns per period.
     mean_ : ndarray (d,)
@@ -140,6 +141,10 @@ class FactorDiffusionGenerator(ScoreGenerator):
                 self._learn(z, torch.Generator(device=device).manual_seed(seed))
             self.fit_ = _shrunk(likeliest, len(X))
             self.score_model_ = self._learned() if self.residual_ else self._model()
+            if self.residual_:
+                generator = torch.Generator(device=device).manual_seed(seed)
+                mean, covariance = change_of_moments(self.score_model_, _PILOT, generator)
+                self.residual_ |= {"mean": mean, "covariance": covariance}
 
     def _learn(self, z: torch.Tensor, generator: torch.Generator) -> None:
         """On the likeliest loadings: a regression on shrunk ones would only undo the shrinkage.
@@ -235,9 +240,14 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     @property
     def loadings_(self) -> np.ndarray:
+        B = self.fit_.loadings
+        if self.residual_:
+            axes, change = self.residual_["axes"], self.residual_["covariance"]
+            values, V = torch.linalg.eigh(torch.eye(len(axes)).to(B) + axes.T @ change @ axes)
+            B = B @ (V * values.clamp(min=0).sqrt()) @ V.T
         moving, scale = self.scaler_.moving_, self.scaler_.scale_
         loadings = np.zeros((len(moving), self.n_factors_))
-        loadings[moving] = scale[moving, None] * self.fit_.loadings.cpu().numpy()
+        loadings[moving] = scale[moving, None] * B.cpu().numpy()
         return loadings
 
     @property
@@ -246,7 +256,9 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     @property
     def mean_(self) -> np.ndarray:
-        return self.scaler_.inverse_transform(self.score_model_.mean.cpu().numpy()[None])[0]
+        model = self.score_model_
+        z = model.mean + model.loadings @ self.residual_["mean"] if self.residual_ else model.mean
+        return self.scaler_.inverse_transform(z.cpu().numpy()[None])[0]
 
     @cached_property
     def covariance_(self) -> np.ndarray:

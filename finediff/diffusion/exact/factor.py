@@ -91,6 +91,8 @@ class FactorScore(ExactScore):
         laws = [factors] * len(scales) if isinstance(factors, FactorLaw) else list(factors)
         found, advice = f"{len(laws)} for {len(scales)} scales", "or one for all"
         require(len(laws) == len(scales), "a law of the factors for each scale", found, advice)
+        sizes = {getattr(law, "k", k) for law in laws}
+        require(sizes == {k}, f"laws of the {k} factors that the loadings have", f"laws of {sizes}")
         self.laws = nn.ModuleList(laws)
 
     @property

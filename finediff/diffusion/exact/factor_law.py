@@ -61,6 +61,7 @@ class MixtureFactors(FactorLaw):
         self.register_buffer("means", means)
         self.register_buffer("covariances", covariances)
         self.register_buffer("roots", vectors * values.sqrt()[:, None, :])
+        self.k = means.shape[1]
 
     @classmethod
     def gaussian(cls, mean, covariance) -> MixtureFactors:

@@ -1,0 +1,1 @@
+"""Other people's machines: finediff.integrations.skfolio (priors and covariances for its optimisers)."""
