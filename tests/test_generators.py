@@ -19,6 +19,7 @@ from finediff.generators import (
     BootstrapGenerator,
     CopulaGenerator,
     DDPMGenerator,
+    FactorDiffusionGenerator,
     FlowMatchingGenerator,
     GaussianGenerator,
     QuadratureScoreGenerator,
@@ -46,6 +47,7 @@ NETWORKS = {
         QuadratureScoreGenerator,
         {"width": 4, "nodes": 3, "time_nodes": 5, "iterations": 3, "device": "cpu"},
     ),
+    "factor": (FactorDiffusionGenerator, {"draws": 2, "levels": 4, "folds": 2, "device": "cpu"}),
     "ridge": (RidgeScoreGenerator, {"directions": 1, "draws": 2, "levels": 4, "folds": 2, "device": "cpu"}),
 }
 GENERATORS = CLASSICAL | NETWORKS

@@ -36,10 +36,12 @@ from finediff.diffusion.exact import (
 from finediff.diffusion.exact.missing import complete
 from finediff.diffusion.factor_residual import change_of_moments, learn_factors, with_residual
 from finediff.generators.score import ScoreGenerator, on_device, part, threads
-from finediff.panel import Standardizer
+from finediff.panel import PanelWarning, Standardizer
 
 _COUNTING = ("auto", "eigenvalue ratio")
 _LEAST_ROWS = 200  # below, eighteen coefficients a level follow the noise
+_FEW = 20  # returns, below which an asset has hardly a variance
+_EMPTY = 1e-6  # of an own part's variance, over all assets: a factor of which nothing can be seen
 _PILOT = 2**14  # draws for the moments of a learned law
 _LEAST_GAIN = 1e-3  # nats a factor: choosing among levels, Gaussian factors seem to gain up to .0009
 _RARE = 0.05  # days: volatilities that are rarer in the panel are dropped, each costs a projection
@@ -60,14 +62,15 @@ class FactorDiffusionGenerator(ScoreGenerator):
         Gaussian factor analysis.
     residual : bool
         Whether a regression learns what that law leaves of the factors' score; off where it does not gain in
-        cross-validation, with fewer than 200 rows, and without factors.
+        cross-validation, with fewer than 200 rows or ten a factor, and without factors.
     process : Process, optional
         Noise path; `VP()` by default.
     sampler : Sampler, optional
         None: exact scenarios from k-dimensional draws. A sampler runs the d-dimensional reverse process, to the same
         law and at many times the cost. Under a stress None draws exactly, without the residual.
     levels, draws, folds : int
-        Of the regression: noise levels, noises for each row and level, folds of consecutive rows.
+        Of the regression: noise levels, noises for each row and level, folds of consecutive rows (each half of the rows
+        is cut into as many).
     device : str, optional
         "cpu", "cuda", ...; the GPU where there is one by default.
     random_state : None, int or RandomState
@@ -132,12 +135,13 @@ class FactorDiffusionGenerator(ScoreGenerator):
         X = X[~np.isnan(X).all(1)]
         self.scaler_ = AssetScaler().fit(X)
         moving = self.scaler_.moving_
+        self._warn_of_short_histories(X)
         device = on_device(self.device)
         with threadpool_limits(1), threads(self.width):
             z = torch.as_tensor(self.scaler_.transform(X)[:, moving], device=device)
             likeliest = self.fit_ = _pruned(self._likeliest(z), len(X))
             self.residual_nats_, self.residual_ = 0.0, None
-            if self.residual and self.n_factors_ and len(X) >= _LEAST_ROWS:
+            if self.residual and self.n_factors_ and len(X) >= max(_LEAST_ROWS, 10 * self.n_factors_):
                 self._learn(z, torch.Generator(device=device).manual_seed(seed))
             self.fit_ = _shrunk(likeliest, len(X))
             self.score_model_ = self._learned() if self.residual_ else self._model()
@@ -145,6 +149,18 @@ class FactorDiffusionGenerator(ScoreGenerator):
                 generator = torch.Generator(device=device).manual_seed(seed)
                 mean, covariance = change_of_moments(self.score_model_, _PILOT, generator)
                 self.residual_ |= {"mean": mean, "covariance": covariance}
+
+    def _warn_of_short_histories(self, X: np.ndarray) -> None:
+        counts = (~np.isnan(X)).sum(0)
+        if (counts < _FEW).any():
+            j = int(counts.argmin())
+            name = getattr(self, "feature_names_in_", range(X.shape[1]))[j]
+            warnings.warn(
+                f"Expected at least {_FEW} returns of each asset, got {counts[j]} of {name} (and fewer than {_FEW} of "
+                f"{int((counts < _FEW).sum())} in all): their own variances are guesses. Drop them, or take a longer history.",
+                PanelWarning,
+                stacklevel=4,
+            )
 
     def _learn(self, z: torch.Tensor, generator: torch.Generator) -> None:
         """On the likeliest loadings: a regression on shrunk ones would only undo the shrinkage.
@@ -224,6 +240,9 @@ class FactorDiffusionGenerator(ScoreGenerator):
             raise ValueError(
                 f"expected n_factors to be a whole number, at least 0, or one of {_COUNTING}, got {k!r}"
             )
+        for name in ("heavy_tails", "residual"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"expected {name} to be True or False, got {getattr(self, name)!r}")
         for name in ("draws", "levels", "folds"):
             value = getattr(self, name)
             if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 2:
@@ -240,15 +259,20 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     @property
     def loadings_(self) -> np.ndarray:
-        B = self.fit_.loadings
-        if self.residual_:
-            axes, change = self.residual_["axes"], self.residual_["covariance"]
-            values, V = torch.linalg.eigh(torch.eye(len(axes)).to(B) + axes.T @ change @ axes)
-            B = B @ (V * values.clamp(min=0).sqrt()) @ V.T
+        B = self.fit_.loadings @ self._change()[0]
         moving, scale = self.scaler_.moving_, self.scaler_.scale_
         loadings = np.zeros((len(moving), self.n_factors_))
         loadings[moving] = scale[moving, None] * B.cpu().numpy()
         return loadings
+
+    def _change(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cov(F)^1/2 (k, k) and E F (k,), the identity and 0 unless a residual was learned; in the fit's axes."""
+        identity = torch.eye(self.n_factors_).to(self.fit_.loadings)
+        if not self.residual_:
+            return identity, identity.sum(0) * 0
+        axes, mean, change = (self.residual_[name] for name in ("axes", "mean", "covariance"))
+        values, V = torch.linalg.eigh(identity + axes.T @ change @ axes)
+        return (V * values.clamp(min=1e-6).sqrt()) @ V.T, mean @ axes
 
     @property
     def idiosyncratic_variance_(self) -> np.ndarray:
@@ -256,8 +280,8 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     @property
     def mean_(self) -> np.ndarray:
-        model = self.score_model_
-        z = model.mean + model.loadings @ self.residual_["mean"] if self.residual_ else model.mean
+        model = self._model()
+        z = model.mean + model.loadings @ self._change()[1]
         return self.scaler_.inverse_transform(z.cpu().numpy()[None])[0]
 
     @cached_property
@@ -288,7 +312,7 @@ class FactorDiffusionGenerator(ScoreGenerator):
         return self.fit_.log_density(torch.as_tensor(z, device=self.fit_.mean.device)).cpu().numpy() - volume
 
     def factors(self, X) -> np.ndarray | pd.DataFrame:
-        """What each row says of its factors: the generalised least squares projection f_hat, (n, k), unit variances.
+        """What each row says of its factors: f_hat, by generalised least squares on `loadings_`, (n, k).
 
         Parameters
         ----------
@@ -298,7 +322,8 @@ class FactorDiffusionGenerator(ScoreGenerator):
         check_is_fitted(self)
         rows = validate_data(self, X, dtype=np.float64, reset=False)
         z = torch.as_tensor(self.scaler_.transform(rows), device=self.score_model_.device)
-        f = self.score_model_.project(z).cpu().numpy()
+        root, mean = self._change()
+        f = ((self._model().project(z) - mean) @ torch.linalg.inv(root)).cpu().numpy()
         return pd.DataFrame(f, index=X.index).add_prefix("factor ") if isinstance(X, pd.DataFrame) else f
 
     @property
@@ -312,6 +337,13 @@ class FactorDiffusionGenerator(ScoreGenerator):
         if self.residual_nats_ <= 0:
             return f"{words}; no residual was learned"
         return f"{words}; a regression of their score adds {self.residual_nats_:.3f} nats a row in cross-validation"
+
+    @property
+    def evaluations_(self) -> int:
+        """Of the score for one draw: none where it is exact."""
+        if self.sampler is not None:
+            return super().evaluations_
+        return len(self.score_model_.laws[0].path) if self.residual_ else 0
 
     def _scaled_covariance(self) -> torch.Tensor:
         B = self.score_model_.loadings
@@ -335,7 +367,9 @@ class FactorDiffusionGenerator(ScoreGenerator):
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {f"scaler/{k}": v for k, v in self.scaler_.to_dict().items()}
         fields = {f.name: getattr(self.fit_, f.name) for f in dataclasses.fields(self.fit_)}
-        arrays |= {f"fit/{k}": torch.as_tensor(v).cpu().numpy() for k, v in fields.items()}
+        arrays |= {
+            f"fit/{k}": v.cpu().numpy() if torch.is_tensor(v) else np.array(v) for k, v in fields.items()
+        }
         arrays["residual_nats"] = np.array([self.residual_nats_])
         if self.residual_:
             arrays |= {f"residual/{k}": v.cpu().numpy() for k, v in self.residual_.items()}
@@ -394,7 +428,7 @@ def _independent_axes(f: torch.Tensor) -> torch.Tensor:
     """Orthonormal rows (k, k) along which the factors f (n, k) are least dependent: what is learned is along each."""
     covariance = torch.atleast_2d(torch.cov(f.T))
     values, V = torch.linalg.eigh(covariance)
-    white = f @ (V / values.sqrt()) @ V.T
+    white = f @ (V / values.clamp(min=1e-10 * float(values[-1])).sqrt()) @ V.T
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", ConvergenceWarning
@@ -404,9 +438,19 @@ def _independent_axes(f: torch.Tensor) -> torch.Tensor:
 
 
 def _pruned(fit: FactorFit, n: int) -> FactorFit:
-    """Without volatilities of the own parts that hardly ever occur."""
+    """Without volatilities of the own parts that hardly ever occur, and factors that came out empty."""
+    full = (fit.loadings.square() / fit.variance[:, None]).sum(0) > _EMPTY
     weights = torch.where(fit.weights.sum(0) > _RARE / n, fit.weights, 0.0)
-    return dataclasses.replace(fit, weights=weights / weights.sum())
+    weights = weights / weights.sum()
+    common, own = weights.sum(1) @ fit.scales_common, weights.sum(0) @ fit.scales_own
+    return dataclasses.replace(
+        fit,
+        weights=weights,
+        loadings=fit.loadings[:, full] * common.sqrt(),
+        variance=fit.variance * own,
+        scales_common=fit.scales_common / common,
+        scales_own=fit.scales_own / own,
+    )
 
 
 def _shrunk(fit: FactorFit, n: int) -> FactorFit:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from finediff.diffusion.exact.factor_law import FactorLaw, MixtureFactors, ScaleFactors, apply_rows
 from finediff.diffusion.exact.gaussian import ExactScore, as_floating, as_shape, as_weights
-from finediff.diffusion.exact.given import draw_given, pool_size, wide
+from finediff.diffusion.exact.given import draw_given, pool_size
 from finediff.diffusion.process import Process, normal, require
 
 _IN_CACHE = 2**18  # entries of the panel drawn at once
@@ -199,8 +199,10 @@ class FactorScore(ExactScore):
         joint = torch.cat([w * law.weights for w, law in zip(self.weights, self.laws)])
         v = torch.cat([law.scales for law in self.laws]).double()
         u = torch.cat([s.expand(len(law.scales)) for s, law in zip(self.scales, self.laws)]).double()
-        member, log_weights = wide(joint, pool_size(A, low, high), generator)
-        v, u = v[member], u[member]
+        # Every pair of volatilities as often as any other: with one wish, only which is drawn is left to chance.
+        possible = joint.nonzero()[:, 0]
+        pool = possible.repeat(max(1, pool_size(A, low, high) // len(possible)))
+        v, u, log_weights = v[pool], u[pool], joint.double().log()[pool]
         AB, AD = A @ B, A * D
         root = torch.linalg.cholesky(v[:, None, None] * (AB @ AB.T) + u[:, None, None] * (AD @ A.T))
         shift = A @ self.mean.double()

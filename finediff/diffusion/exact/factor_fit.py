@@ -55,19 +55,28 @@ class FactorFit:
 
     def log_density(self, X: Tensor) -> Tensor:
         """log p of the entries that each row of X (n, d) has, nats, (n,)."""
-        data, s = Rows(X.double()), (STEP * self._steps()).exp()
-        unit_common, unit_own = s[0] / self.scales_common[0], s[0] / self.scales_own[0]
-        B, D = self.loadings / unit_common.sqrt(), self.variance / unit_own
-        return _expectations(data, self.mean, B, D, self.weights, s).log_p
+        s = _grid(len(self.scales_own) > 1, self.mean)
+        return _expectations(Rows(X.double()), self.mean, *self.on_grid(s), self.weights, s).log_p
 
-    def _steps(self) -> Tensor:
-        """Of the grid; 0 alone where there is one value."""
-        like = self.scales_own
-        return torch.arange(_LOW, _HIGH).to(like) if len(like) > 1 else torch.zeros_like(like)
+    def on_grid(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        """B and D in the units in which v and u have the values s (M,)."""
+        unit_common, unit_own = s[0] / self.scales_common[0], s[0] / self.scales_own[0]
+        return self.loadings / unit_common.sqrt(), self.variance / unit_own
+
+
+def _grid(heavy_tails: bool, like: Tensor) -> Tensor:
+    steps = torch.arange(_LOW, _HIGH).to(like) if heavy_tails else like.new_zeros(1)
+    return (STEP * steps).exp()
 
 
 def fit_factors(
-    X: Tensor, k: int, *, heavy_tails: bool = True, iterations: int = 300, tolerance: float = 1e-7
+    X: Tensor,
+    k: int,
+    *,
+    heavy_tails: bool = True,
+    iterations: int = 300,
+    tolerance: float = 3e-7,
+    start: FactorFit | None = None,
 ) -> FactorFit:
     """The likeliest model of k factors.
 
@@ -81,6 +90,8 @@ def fit_factors(
         False: v = u = 1, Gaussian factor analysis.
     iterations, tolerance : int, float
         It stops after so many rounds, or when one gains less than tolerance * d nats a row.
+    start : FactorFit, optional
+        Of the same rows and heavy_tails: with as many factors it is continued, with others it lends its law of (v, u).
 
     Returns
     -------
@@ -101,12 +112,15 @@ def fit_factors(
     deviations = data.deviations(mean)
     variance = deviations.square().sum(0) / data.count
     require((variance > 0).all(), "columns that vary", "a constant one", "leave it out")
-    grid = torch.arange(_LOW, _HIGH, dtype=X.dtype, device=X.device) if heavy_tails else X.new_zeros(1)
-    s = (STEP * grid).exp()
+    s = _grid(heavy_tails, X)
     # One row's worth of days of middling size: else a law of few days is fitted by its own noise.
-    prior = torch.exp(-0.125 * (grid[:, None] ** 2 + grid**2))
-    prior = weights = prior / prior.sum()
-    B, D = _start(deviations, variance, k)
+    prior = torch.exp(-0.5 * (s.log()[:, None] ** 2 + s.log() ** 2))
+    prior = prior / prior.sum()
+    weights = prior if start is None else start.weights
+    if start is not None and start.loadings.shape[1] == k:
+        mean, (B, D) = start.mean, start.on_grid(s)
+    else:
+        B, D = _start(deviations, variance, k)
     trace: list[float] = []
     while True:
         E = _expectations(data, mean, B, D, weights, s)

@@ -20,14 +20,14 @@ def choose_factors(X: Tensor, *, most: int | None = None, heavy_tails: bool = Tr
     """
     n, d = X.shape
     most = min(40, n // 5, d // 2) if most is None else most
-    best = None
+    best = fit = None
     for k in range(most + 1):
-        fit = fit_factors(X, k, heavy_tails=heavy_tails, iterations=60, tolerance=1e-5)
+        fit = fit_factors(X, k, heavy_tails=heavy_tails, iterations=40, tolerance=3e-5, start=fit)
         if best is None or fit.bic < best.bic:
             best = fit
         elif k >= best.loadings.shape[1] + _BIC_PATIENCE:
             break
-    return fit_factors(X, best.loadings.shape[1], heavy_tails=heavy_tails)
+    return fit_factors(X, best.loadings.shape[1], heavy_tails=heavy_tails, start=best)
 
 
 def eigenvalue_ratio(X: Tensor, *, most: int | None = None) -> int:

@@ -52,10 +52,14 @@ def draw_given(
     """
     rows = []
     for group in [slice(None)] if _same(low, high) else [slice(i, i + 1) for i in range(len(low))]:
-        y, wish = truncated(root, low[group][0], high[group][0], generator)
+        bounds = low[group][0], high[group][0]
+        y, wish = truncated(root, *bounds, generator)
         share = (log_weights + wish).softmax(0)
         chosen = torch.multinomial(share, len(low[group]), replacement=True, generator=generator)
-        rows.append(complete(chosen, y[chosen]))
+        # A member drawn twice would repeat its y: one Metropolis step from the same proposal, always taken for k = 1.
+        old, (fresh, weight) = y[chosen], truncated(root[chosen], *bounds, generator)
+        u = torch.rand(len(chosen), dtype=old.dtype, device=old.device, generator=generator)
+        rows.append(complete(chosen, torch.where((u.log() <= weight - wish[chosen])[:, None], fresh, old)))
     return torch.cat(rows)
 
 
