@@ -49,6 +49,7 @@ _ROOMS = {
         "RiskParity",
         "MinimumTrackingError",
     ),
+    "finediff.backtest": ("walk_forward", "Strategy"),
     "finediff.validation": ("validate", "compare", "ValidationReport"),
     "finediff.risk": ("var", "expected_shortfall"),
 }

@@ -194,6 +194,16 @@ TABLE = [
         lambda: command("optimise", "covariance.csv", "--objective", "min-cvar"),
         "expected --scenarios",
     ),
+    (
+        "`finediff backtest` against a stranger",
+        lambda: command("backtest", "prices.csv", "--reference", "sharpe"),
+        "expected --reference among",
+    ),
+    (
+        "`finediff backtest` of too few rows",
+        lambda: command("backtest", "prices.csv", "--window", "500"),
+        "expected",
+    ),
     ("an unknown model", lambda: command("fit", "prices.csv", "--model", "gan"), "gan"),
 ]
 

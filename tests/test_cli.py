@@ -182,3 +182,59 @@ def test_a_killed_sample_leaves_no_half_file(prices, tmp_path, run, how):
     process.wait(timeout=30)
     assert not list(tmp_path.glob("*.parquet"))
     assert not list(tmp_path.glob("*.manifest.json"))
+
+
+def test_backtest_is_walk_forward(run, prices, tmp_path):
+    from sklearn.covariance import LedoitWolf
+
+    from finediff.backtest import walk_forward
+    from finediff.portfolio import LongOnly, MinimumVariance
+
+    arguments = ("--window", 200, "--step", 50, "--long-only", "--costs", 0.001, "--jobs", 1)
+    chosen = ("--estimator", "ledoit-wolf", "--estimator", "clip", "--model", "gaussian")
+    code, text, _ = run("backtest", prices, "--out", tmp_path / "walk", *arguments, *chosen)
+    assert code == 0
+    assert "8 decisions" in text
+    assert "t of volatility against gaussian" in text
+    returns = pd.read_parquet(prices).pct_change().dropna()
+    strategies = {"ledoit-wolf": LedoitWolf()}
+    twin = walk_forward(returns, strategies, 200, 50, MinimumVariance([LongOnly()]), costs=0.001)
+    found = pd.read_parquet(tmp_path / "walk/returns.parquet")
+    assert list(found) == ["equal weights", "ledoit-wolf", "clip", "gaussian"]
+    assert np.array_equal(found["ledoit-wolf"], twin.returns["ledoit-wolf"])
+    summary = pd.read_csv(tmp_path / "walk/summary.csv", index_col=0)
+    assert summary.loc["ledoit-wolf", "annual volatility"] == pytest.approx(
+        np.sqrt(252) * found["ledoit-wolf"].std(), rel=1e-3
+    )
+
+
+def test_every_estimator_and_objective_by_its_name(run, prices, tmp_path):
+    from finediff.cli.options import Estimator, Objective
+
+    matrix, real = tmp_path / "covariance.csv", pd.read_parquet(prices).pct_change().dropna()
+    for estimator in Estimator:
+        code, text, _ = run("covariance", prices, "--estimator", estimator.value, "--out", matrix)
+        assert (code, text.split(":")[0]) == (0, estimator.value)
+        variances = np.diag(pd.read_csv(matrix, index_col=0))
+        assert np.allclose(variances, real.var(), rtol=0.5)  # another window, other tails
+    real.to_parquet(tmp_path / "returns.parquet")
+    for objective in Objective:
+        weights = tmp_path / f"{objective.value}.csv"
+        with_rows = ("--scenarios", tmp_path / "returns.parquet")
+        assert run("optimise", matrix, "--objective", objective.value, *with_rows, "--out", weights)[0] == 0
+        held = pd.read_csv(weights, index_col=0)["weight"]
+        assert held.sum() == pytest.approx(1, abs=1e-8)
+        assert (held >= -1e-9).all()
+
+
+def test_a_panel_with_holes_feeds_the_factor_model(run, prices, tmp_path):
+    frame = pd.read_parquet(prices)
+    frame.iloc[:250, 1] = np.nan
+    frame.to_parquet(tmp_path / "late.parquet")
+    arguments = ("fit", tmp_path / "late.parquet", "--model", "factor", "--out", tmp_path / "model")
+    assert run(*arguments)[0] == 2
+    assert run(*arguments, "--missing", "keep")[0] == 0
+    assert run("sample", tmp_path / "model", "-n", 500, "--out", tmp_path / "many")[0] == 0
+    drawn = pd.read_parquet(tmp_path / "many")
+    assert list(drawn.columns) == list("ABCD")
+    assert drawn["B"].std() == pytest.approx(frame["B"].pct_change(fill_method=None).std(), rel=0.4)

@@ -14,6 +14,7 @@ import warnings
 from finediff.cli import study  # noqa: F401  isort: skip
 from finediff.cli import steps  # noqa: F401  isort: skip
 from finediff.cli import portfolio  # noqa: F401  isort: skip
+from finediff.cli import backtest  # noqa: F401  isort: skip
 from finediff.cli.app import app
 from finediff.cli.files import say
 

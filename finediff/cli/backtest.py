@@ -1,0 +1,125 @@
+"""The verb that holds estimators to account: backtest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finediff.cli.app import app
+from finediff.cli.files import covariance_of, generator_of, returns_of
+from finediff.cli.options import (
+    Device,
+    End,
+    Estimator,
+    Kind,
+    KindOption,
+    Missing,
+    MissingOption,
+    Model,
+    Panel,
+    Seed,
+    Start,
+    Steps,
+)
+
+_DEFAULT = (Estimator.sample, Estimator.ledoit_wolf, Estimator.qis, Estimator.window_ensemble)
+
+
+@app.command()
+def backtest(
+    panel: Panel,
+    out: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("reports/backtest"),
+    estimator: Annotated[
+        list[Estimator] | None,
+        typer.Option(help=f"May be repeated; {', '.join(e.value for e in _DEFAULT)} by default."),
+    ] = None,
+    model: Annotated[
+        list[Model] | None,
+        typer.Option(help="Generators whose covariance is used, fitted at every date; may be repeated."),
+    ] = None,
+    window: Annotated[int, typer.Option(min=3, help="Rows of history, at most.")] = 500,
+    step: Annotated[int, typer.Option(min=1, help="Rows from one decision to the next.")] = 21,
+    long_only: Annotated[bool, typer.Option(help="No short positions.")] = False,
+    costs: Annotated[
+        float, typer.Option(min=0, help="Of trading, as a fraction of what is traded: .001 for 10 bp.")
+    ] = 0.0,
+    reference: Annotated[
+        str | None, typer.Option(help="The strategy that the others are tested against; the last by default.")
+    ] = None,
+    kind: KindOption = Kind.prices,
+    missing: MissingOption = Missing.error,
+    start: Start = None,
+    end: End = None,
+    seed: Seed = 0,
+    device: Device = None,
+    steps: Steps = 2500,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 for all cores.")] = -1,
+    resume: Annotated[
+        Path | None, typer.Option(help="Directory that keeps finished windows, to go on from after a stop.")
+    ] = None,
+) -> None:
+    """Minimum-variance portfolios walked forward, each from the days before it: what held out of sample."""
+    from sklearn.covariance import EmpiricalCovariance
+
+    from finediff.backtest import schedule, walk_forward
+    from finediff.covariance import ScenarioCovariance
+    from finediff.portfolio import LongOnly, MinimumVariance
+    from finediff.provenance import manifest, refuse_foreign, whole_directory
+
+    refuse_foreign(out, "manifest.json")
+    strategies: dict = {"equal weights": "equal"}
+    chosen = estimator or ([] if model else list(_DEFAULT))
+    for e in chosen:
+        strategies[e.value] = EmpiricalCovariance() if e is Estimator.sample else covariance_of(e)
+    for m in model or []:
+        strategies[m.value] = ScenarioCovariance(generator_of(m, seed, device, steps), random_state=seed)
+    against = list(strategies)[-1] if reference is None else reference
+    if against not in strategies:
+        raise ValueError(f"expected --reference among {', '.join(strategies)}, got {against}")
+    returns = returns_of(panel, kind, missing, start, end)
+    schedule(returns.index, window, step)  # before anything is written
+    configuration = {
+        "panel": panel,
+        "estimators": chosen,
+        "models": model or [],
+        "window": window,
+        "step": step,
+        "long_only": long_only,
+        "costs": costs,
+        "reference": against,
+        "missing": missing,
+        "start": start,
+        "end": end,
+        "steps": steps,
+    }
+    about = manifest(command="backtest", configuration=configuration, seed=seed, data=returns)
+    with whole_directory(out, marker="manifest.json") as partial:
+        result = walk_forward(
+            returns,
+            strategies,
+            window,
+            step,
+            MinimumVariance([LongOnly()] if long_only else []),
+            n_jobs=jobs,
+            costs=costs,
+            store=resume,
+        )
+        table, tests = result.summary(), result.compare(against)
+        result.returns.to_parquet(partial / "returns.parquet")
+        result.weights.to_parquet(partial / "weights.parquet")
+        table.drop(columns="seconds").to_csv(partial / "summary.csv")
+        tests.to_csv(partial / "comparison.csv")
+        (partial / "manifest.json").write_text(json.dumps(about, indent=2) + "\n")
+    shown = table[
+        ["annual volatility", "annual return", "Sharpe", "Sharpe low", "Sharpe high", "turnover", "ES"]
+    ].copy()
+    shown[f"t of volatility against {against}"] = tests["volatility"]["t"]
+    print(shown.to_string(float_format=lambda v: f"{v:.4f}", na_rep="-"))
+    print(
+        f"{table['windows'].iloc[0]} decisions, {result.returns.index[0]:%Y-%m-%d} to {result.returns.index[-1]:%Y-%m-%d}: {out}"
+        if hasattr(result.returns.index[0], "strftime")
+        else f"{table['windows'].iloc[0]} decisions: {out}"
+    )
