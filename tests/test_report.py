@@ -1,7 +1,8 @@
 """The report: it stands alone, says what it must, escapes what it is given, and is the same file each time."""
 
 import re
-from functools import cached_property
+from dataclasses import replace
+from functools import cache, cached_property
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -19,12 +20,15 @@ from finediff.portfolio import LongOnly, MinimumVariance
 from finediff.report import figures
 from finediff.report.metrics import METRICS
 from finediff.report.render import render, write_report
+from finediff.report.verdicts import walk_verdict
+from finediff.report.walk import ENSEMBLE, EQUAL, HISTORY, NONLINEAR, QUARTER, Walks, walks
 from finediff.risk import annual_volatility, tail_risk_table
 from finediff.validation.floor import badness
 
 ODD = '<b>&X"'
-KEYS = ["panel", "training", "fit", "dependence", "covariance", "portfolio", "tail risk", "generators"]
-FIGURES = 10
+KEYS = ["panel", "training", "fit", "dependence", "covariance", "portfolio", "walk-forward", "tail risk"]
+KEYS += ["generators"]
+FIGURES = 11
 
 
 def panel(d, n=360, seed=3):
@@ -46,6 +50,12 @@ def judged(name, rivals, train, test):
         report=found.reports["Student t"],
         qq=validation.qq_data(test, drawn["Student t"], assets="all"),
     )
+
+
+@cache
+def walked(n=1100):
+    """Walk-forwards of three assets, whose number says nothing about the section."""
+    return walks(panel(3, n), "Gaussian", GaussianGenerator(random_state=0), iterative=False)
 
 
 def make_study(d, splits=None):
@@ -95,6 +105,7 @@ def make_study(d, splits=None):
         "covariance_table": covariance_table,
         "n_train": len(train),
         "allocations": allocations,
+        "walks": walked() if d > 1 else Walks(absent="A walk-forward is made for 2 to 100 assets."),
         "tail": tail_risk_table(held_out, scenarios, {"minimum variance": solved["scenarios"].weights}),
         "verdicts": {
             key: SimpleNamespace(status=status, text=f"The verdict of {key} is 5 %.")
@@ -135,6 +146,7 @@ def bare_page(study):
         splits={},
         allocations={},
         tail=study.tail.iloc[:0],
+        walks=Walks(),
         verdicts={"fit": study.verdicts["fit"]},
         caveats=(),
         manifest={},
@@ -314,7 +326,7 @@ def test_metrics_measure_distance_as_validation_does(study):
 def test_one_asset():
     reader = Reader(render(make_study(1)))
     assert "The panel has one asset" in reader.text
-    assert len(reader.all("svg", role="img")) == FIGURES - 3
+    assert len(reader.all("svg", role="img")) == FIGURES - 4
 
 
 def test_sixty_assets(study):
@@ -333,9 +345,10 @@ def test_numbered_rows_and_empty_rooms(bare_page):
         "estimated in one step",
         "No portfolio was asked for",
         "too few held-out rows",
+        "No walk-forward was asked for",
     ):
         assert said in reader.text
-    assert len(reader.all("svg", role="img")) == FIGURES - 5
+    assert len(reader.all("svg", role="img")) == FIGURES - 6
 
 
 def test_a_loss_curve_without_held_out_rows():
@@ -376,3 +389,94 @@ def test_assets_that_move_together_stand_side_by_side():
     order = figures.asset_order(c)
     assert sorted(order) == list(range(12))
     assert np.abs(np.diff(block[order])).sum() == 1
+
+
+# ------------------------------------------------------------------------------------------------ walk-forward
+
+
+def test_decisions_use_history_alone_and_generators_the_latest():
+    result = walked()
+    assert result.monthly.strategies[0] == EQUAL
+    assert len(result.monthly.windows) == -(-600 // 21)
+    assert result.quarterly.strategies == ["Gaussian", NONLINEAR, ENSEMBLE]
+    assert len(result.quarterly.windows) == -(-600 // QUARTER)
+    assert (result.monthly.windows["rows of history"] == HISTORY).all()
+    few = walks(panel(3, 1100), "g", GaussianGenerator(), iterative=True, quarters=3).quarterly
+    assert len(few.windows) == 3
+    assert few.returns.index[-1] == panel(3, 1100).index[-1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "d", "said"), [(999, 3, "999 rows"), (1000, 1, "has 1"), (1000, 101, "101")]
+)
+def test_without_a_walk_a_sentence_says_why(rows, d, said):
+    result = walks(pd.DataFrame(np.zeros((rows, d))), "g", None, iterative=False)
+    assert result.monthly is None
+    assert re.search(said, result.absent)
+    assert result.absent.endswith(".")
+
+
+def test_a_failure_is_told_and_the_rest_stays():
+    class Broken(GaussianGenerator):
+        def fit(self, X, y=None):
+            raise ValueError("nothing converged")
+
+    result = walks(panel(3, 1000), "Broken", Broken(), iterative=False)
+    assert result.quarterly is None
+    assert "Broken" in result.generator_absent
+    assert "nothing converged" in result.generator_absent
+    left_out = walks(panel(3, 1000), "Slow", GaussianGenerator(), iterative=True)
+    assert left_out.quarterly is None
+    assert "too long" in left_out.generator_absent
+
+
+def test_numbers_do_not_depend_on_processes():
+    again = walks(panel(3, 1100), "Gaussian", GaussianGenerator(random_state=0), iterative=False, n_jobs=2)
+    pd.testing.assert_frame_equal(again.quarterly.returns, walked().quarterly.returns)
+    pd.testing.assert_frame_equal(again.monthly.returns, walked().monthly.returns)
+
+
+@pytest.mark.parametrize(
+    ("volatility", "said", "status"),
+    [
+        ((1, 2, 2), "It wins, by more than chance.", "good"),
+        ((4, 2, 2), "worse than nonlinear shrinkage and the window ensemble by more than chance.", "note"),
+        ((2, 4, 1), "It does better than nonlinear shrinkage and worse than the window ensemble.", "note"),
+        (
+            (2, 2, 1),
+            "worse than the window ensemble by more than chance, and no differently from the other.",
+            "note",
+        ),
+        (
+            (2, 4, 2),
+            "better than nonlinear shrinkage, and no differently from the other beyond chance.",
+            "good",
+        ),
+        ((2, 2, 2), "by no more than chance.", "good"),
+    ],
+)
+def test_the_sentence_claims_no_more_than_the_test(volatility, said, status):
+    """Independent days whose volatilities are known: the generator's, nonlinear shrinkage's, the ensemble's."""
+    walk = walked().quarterly
+    noise = np.random.default_rng(0).standard_normal(walk.returns.shape) / 100
+    known = replace(walk, returns=pd.DataFrame(noise * volatility, walk.returns.index, walk.returns.columns))
+    verdict = walk_verdict(SimpleNamespace(walks=Walks(walked().monthly, known)))
+    assert verdict.text.endswith(said)
+    assert verdict.status == status
+
+
+def test_the_walk_is_shown_with_its_numbers(page):
+    reader, walk = Reader(page), walked().monthly
+    found = walk.summary()
+    for name in walk.strategies:
+        assert f"{name} {100 * found.at[name, 'annual volatility']:.2f}" in reader.text
+    assert "fitted anew on 500 rows at the latest 10 decisions 63 rows apart" in reader.text
+
+
+def test_rows_without_dates_have_a_walk_too():
+    plain = panel(3, 1100).reset_index(drop=True)
+    result = walks(plain, "Gaussian", GaussianGenerator(random_state=0), iterative=False)
+    tests = {"every 21 rows": (NONLINEAR, result.monthly.compare(NONLINEAR)["volatility"].drop(index=EQUAL))}
+    svg = figures.walk_volatility(result.monthly.returns.drop(columns=EQUAL), NONLINEAR, tests)
+    assert "period" in svg
+    assert "nan" not in svg

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from finediff.covariance import correlation_from_covariance
 from finediff.generators import BootstrapGenerator, DDPMGenerator, GaussianGenerator, StudentTGenerator
 from finediff.panel import Finding
 from finediff.report.study import study
@@ -71,6 +72,25 @@ def test_the_true_covariance_would_have_the_least_held_out_volatility(result):
     )  # a portfolio fitted to the rows it is judged on cannot be beaten
 
 
+def test_scenarios_are_set_beside_shrinkage_of_equal_strength(result):
+    matched, ours = result.covariances["sample + matched diagonal"], result.covariances["scenarios"]
+    assert np.diag(matched) == pytest.approx(np.diag(result.covariances["sample"]))
+    condition = [np.linalg.cond(correlation_from_covariance(c)) for c in (matched, ours)]
+    assert condition[0] == pytest.approx(condition[1], rel=1e-6) or matched.equals(
+        result.covariances["sample"]
+    )
+    text = result.verdicts["covariance"].text
+    assert "sample + matched diagonal" in text
+    assert "Marchenko" not in text or "lowest, Marchenko" in text
+
+
+def test_the_generator_is_walked_forward_where_it_is_quick(result):
+    assert result.walks.quarterly.strategies[0] == "student-t"
+    assert len(result.walks.quarterly.windows) == 40
+    assert result.walks.quarterly.returns.index[-1] == result.returns.index[-1]
+    assert "student-t's covariance had" in result.verdicts["walk-forward"].text
+
+
 def test_tail_risk_of_the_true_family_is_within_its_error(result):
     gap = (result.tail["VaR scenarios"] - result.tail["VaR real"]).abs() / result.tail["VaR real s.e."]
     assert gap.max() < 4
@@ -84,6 +104,7 @@ def test_every_section_has_its_sentence(result):
         "dependence",
         "covariance",
         "portfolio",
+        "walk-forward",
         "tail risk",
         "generators",
     }
@@ -115,6 +136,8 @@ def test_findings_of_the_panel_as_it_came_are_kept():
     assert made.verdicts["panel"].status == "note"
     assert "Column E begins late." in made.verdicts["panel"].text
     assert made.caveats == ("Survivors only.",)
+    assert "walk-forward" not in made.verdicts
+    assert "needs 1,000" in made.walks.absent
     assert "90 held-out rows show large differences only" in made.verdicts["fit"].text
 
 
@@ -123,3 +146,4 @@ def test_same_seed_same_study(result):
     again = study(market(3000, 4.5, 0), generators, title="Again", n_jobs=2, say=lambda line: None)
     pd.testing.assert_frame_equal(again.scenarios, result.scenarios)
     pd.testing.assert_frame_equal(again.tail, result.tail)
+    pd.testing.assert_frame_equal(again.walks.quarterly.returns, result.walks.quarterly.returns)

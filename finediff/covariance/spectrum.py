@@ -32,11 +32,14 @@ def _with_null_space(delta, inverse, d, n):
     return np.concatenate([np.full(d - n, 1 / ((d / n - 1) * inverse.mean())), delta])
 
 
-def quadratic_inverse(eigenvalues, n):
-    """Ledoit and Wolf (2022): (d,) ascending eigenvalues and N effective rows -> (d,), before the trace."""
+def quadratic_inverse(eigenvalues, n, least_bandwidth=0.0):
+    """Ledoit and Wolf (2022): (d,) ascending eigenvalues and N effective rows -> (d,), before the trace.
+
+    Its bandwidth, relative to an eigenvalue, may be bounded from below.
+    """
     d = len(eigenvalues)
     c = d / n
-    h = min(c**2, c**-2) ** 0.35 / d**0.35
+    h = max(min(c**2, c**-2) ** 0.35 / d**0.35, least_bandwidth)
     mu = _inverse(eigenvalues, n)
     gap = mu[:, None] - mu
     D = gap**2 + (h * mu[:, None]) ** 2

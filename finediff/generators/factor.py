@@ -454,12 +454,16 @@ def _pruned(fit: FactorFit, n: int) -> FactorFit:
 
 
 def _shrunk(fit: FactorFit, n: int) -> FactorFit:
-    """B with the eigenvalues of B B^T shrunk towards each other, as n rows of k factors have spread them."""
+    """B with the eigenvalues of B B^T shrunk towards each other, as n rows of k factors have spread them.
+
+    The formula is for many eigenvalues. Few are smoothed over two of their relative standard errors sqrt(2/n): its own
+    bandwidth, narrower, takes two that happen to be near each other for one that was torn apart.
+    """
     B = fit.loadings
     if B.shape[1] < 2:
         return fit
     values, V = torch.linalg.eigh(B.T @ B)
     found = values.clamp(min=1e-12 * float(values[-1]))
-    shrunk = torch.as_tensor(quadratic_inverse(found.cpu().numpy(), n - 1)).to(found)
+    shrunk = torch.as_tensor(quadratic_inverse(found.cpu().numpy(), n - 1, 2 * (2 / n) ** 0.5)).to(found)
     shrunk = shrunk * (found.sum() / shrunk.sum())
     return dataclasses.replace(fit, loadings=B @ (V * (shrunk / found).sqrt()) @ V.T)

@@ -74,7 +74,9 @@ def render(study) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["tied"] = lambda text: str(text).replace(" %", "\u00a0%")
+    environment.filters["tied"] = lambda text: (
+        str(text).replace(" %", "\u00a0%").replace(" = ", "\u00a0=\u00a0")
+    )
     template = environment.from_string(
         files("finediff.report").joinpath("template.html.j2").read_text(encoding="utf-8")
     )

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from finediff.report import figures
 from finediff.report.metrics import DOTS, JOINT, MARGINS, METRICS
@@ -21,17 +20,28 @@ from finediff.report.tables import (
     generator_table,
     number,
     per_cent,
+    picture,
     span,
     table,
     words,
 )
+from finediff.report.verdicts import MATCHED
+from finediff.report.walk import (
+    ENSEMBLE,
+    EQUAL,
+    HISTORY,
+    MONTH,
+    N_SCENARIOS,
+    NONLINEAR,
+    QUARTER,
+    RECENT,
+    SAMPLE,
+    against,
+    generator_of,
+)
 from finediff.validation import qq_data
 
 __all__ = ["SECTIONS"]
-
-
-def _figure(svg, title, look):
-    return {"kind": "figure", "svg": Markup(svg), "title": title, "look": look}
 
 
 def _prose(text):
@@ -82,7 +92,7 @@ def _training(study):
         "Look for a solid line (rows set aside) that falls and levels off. If it turns upwards, the weights "
         f"kept, at the dot, should lie before the turn. {ends}."
     )
-    return lead, [_figure(figures.loss_curves(seen), "Loss during training.", look)]
+    return lead, [picture(figures.loss_curves(seen), "Loss during training.", look)]
 
 
 def _fit(study):
@@ -98,7 +108,7 @@ def _fit(study):
     blocks = []
     if portfolio:
         blocks.append(
-            _figure(
+            picture(
                 figures.qq_portfolio(portfolio),
                 "Quantiles of the equal-weighted portfolio.",
                 "Look for points inside the grey band, at the ends above all: points below the line on the left are "
@@ -106,13 +116,13 @@ def _fit(study):
             )
         )
     blocks += [
-        _figure(
+        picture(
             figures.tail_survival(study.train, study.held_out, study.scenarios),
             "How often a loss is exceeded, equal-weighted portfolio, logarithmic scale.",
             "Look for the blue line inside the grey band of the held-out rows; a line below it understates large "
             "losses. The Gaussian shows what thin tails would look like. Each curve ends at its worst period.",
         ),
-        _figure(
+        picture(
             figures.qq_assets(both),
             f"Quantiles of {which}, scenarios (upwards) against held-out rows.",
             "Look for a blue line that stays within the grey band; the number is the share of the quantiles that do.",
@@ -127,7 +137,7 @@ def _dependence(study):
     numbers = floor_table(study, JOINT, "Dependence, and nearness to the training rows")
     if study.returns.shape[1] < 2:
         return "The panel has one asset: there is no dependence between assets to compare.", numbers
-    figure = _figure(
+    figure = picture(
         figures.correlation_maps(study.held_out, study.scenarios),
         "Correlations, blue positive and orange negative; assets that move together stand side by side.",
         "Look for the same blocks in the first two maps and for a third map without structure: a coloured row is one "
@@ -167,7 +177,7 @@ def _covariance(study):
     blocks = []
     if study.returns.shape[1] > 1:
         blocks += [
-            _figure(
+            picture(
                 figures.eigenvalue_spectrum(study.train, study.scenarios, study.n_train),
                 "Eigenvalues of the correlation matrix: training rows, scenarios, and both by rank. "
                 "Logarithmic scales.",
@@ -175,7 +185,7 @@ def _covariance(study):
                 "the dashed edge, in both panels: they are the factors. Values under the orange shape are what "
                 f"{study.n_train:,} rows of pure noise would give.",
             ),
-            _figure(
+            picture(
                 figures.condition_numbers(found),
                 "Condition number (largest over smallest eigenvalue), and what it must be read with.",
                 "A small condition number makes stable portfolios, but is an improvement only if the error to the "
@@ -186,7 +196,11 @@ def _covariance(study):
     note = "Volatility is annual. "
     if "held-out rows" in found.index:
         note += "held-out rows: the covariance of the very rows that the others are judged on, a reference that no "
-        note += "estimate can reach."
+        note += "estimate can reach. "
+    if MATCHED in found.index:
+        note += f"{MATCHED}: S + s² diag(S) of the sample covariance S, at the condition number of the scenarios' "
+        note += "correlations; what the scenarios do better than this row is more than shrinkage of equal strength, as far as one split "
+        note += "without a test can tell."
     columns = ["Covariance", *(label for label, _ in shown.values())]
     blocks.append(table("The covariances.", columns, rows, note))
     return lead, blocks
@@ -224,7 +238,7 @@ def _portfolio(study):
                ("Effective number", "1 over the sum of squared weights: as diversified as this many equal holdings"),
                "Largest holding", "Its weight, %", "Shortest, %", "Solver"]  # fmt: skip
     shown = "" if len(assets) <= 40 else " The 40 assets with the largest weights are shown."
-    figure = _figure(
+    figure = picture(
         figures.portfolio_weights(weights),
         "Weights; long positions blue, short positions orange.",
         "Look for a few holdings that carry everything, and for assets that one portfolio wants and the next does "
@@ -235,6 +249,73 @@ def _portfolio(study):
         "Volatility and expected return are those that the optimiser was told, not those of held-out rows."
     )
     return lead, [figure, table("The portfolios.", columns, rows, note)]
+
+
+def _walk(study):
+    monthly, quarterly = study.walks.monthly, study.walks.quarterly
+    if monthly is None:
+        return study.walks.absent, []
+    lead = (
+        f"What minimum variance, long and short, would have earned on each covariance: estimated anew every {MONTH} rows "
+        f"from at most {HISTORY} rows before the decision ({SAMPLE} and {NONLINEAR}: {RECENT}), held until the next, "
+        "without costs."
+    )
+    tables = {f"every {MONTH} rows": (monthly, NONLINEAR)}
+    if quarterly is None:
+        lead += f" {study.walks.generator_absent}"
+    else:
+        ours = generator_of(quarterly)
+        tables[f"every {QUARTER} rows"] = (quarterly, ours)
+        lead += (
+            f" {ours} is fitted anew on {HISTORY} rows at the latest {len(quarterly.windows)} decisions {QUARTER} rows "
+            f"apart, its covariance that of {N_SCENARIOS:,} scenarios, beside {NONLINEAR} and the {ENSEMBLE} on the same days."
+        )
+    tests = {
+        when: (reference, against(walk, reference).drop(index=EQUAL, errors="ignore"))
+        for when, (walk, reference) in tables.items()
+    }
+    figure = picture(
+        figures.walk_volatility(monthly.returns.drop(columns=EQUAL), NONLINEAR, tests),
+        "Volatility out of sample: over the last year at each date (left), and over all days with 95 % intervals.",
+        "Look for a line that stays below zero, not one that is there once; and for intervals that do not touch zero "
+        "(filled dots). Hollow dots are differences that chance explains. Equal weights lie far off and are in the table.",
+    )
+    return lead, [figure, *(_walk_table(*named) for named in tables.items())]
+
+
+def _walk_table(when, tabled):
+    walk, reference = tabled
+    found, tests = walk.summary(), against(walk, reference)
+    rows = []
+    for name, row in found.iterrows():
+        gap, t = tests.loc[name] if name in tests.index else (math.nan, math.nan)
+        rows.append(
+            [
+                words(name),
+                per_cent(row["annual volatility"]),
+                number(gap, 1),
+                number(t, 1),
+                number(row["Sharpe"]),
+                f"{number(row['Sharpe low'])} to {number(row['Sharpe high'])}",
+                per_cent(row["turnover"], 0),
+                per_cent(row["ES"]),
+                per_cent(row["max drawdown"], 1),
+            ]
+        )
+    columns = ["Covariance", "Volatility a year, %", (f"Against {reference}, %", "Relative difference in volatility"),
+               ("t", "Paired, robust to autocorrelation; of log variance"), "Sharpe ratio", "95 % interval",
+               ("Turnover, %", "Purchases plus sales at a decision"), ("ES, %", "Mean of the worst 5 % of periods"),
+               "Worst drawdown, %"]  # fmt: skip
+    title = f"Minimum variance {when}: {len(walk.windows):,} decisions, {span(walk.returns)}."
+    note = "t: of the difference in volatility, paired by day (Newey–West); beyond ±2 it exceeds chance, for one "
+    note += (
+        "comparison chosen beforehand. Sharpe ratio: of returns as they are, not above an interest rate; its "
+    )
+    note += "intervals overlap far more than those of volatility. Turnover: purchases plus sales at a decision. ES: mean "
+    note += "loss of the worst 5 % of periods."
+    if walk.strategies[0] == EQUAL:
+        note += f" The {ENSEMBLE}'s windows and blend were chosen on the bundled US shares, where its lead may be flattered."
+    return table(title, columns, rows, note)
 
 
 def _tail(study):
@@ -256,7 +337,7 @@ def _tail(study):
     columns = ["Portfolio", "Level"]
     for short in ("VaR", "ES"):
         columns += [f"{short} held-out, %", "s.e.", f"{short} scenarios, %", "Gap in s.e."]
-    figure = _figure(
+    figure = picture(
         figures.tail_risk(study.tail),
         "Value at risk and expected shortfall, held-out rows and scenarios.",
         "Look for diamonds inside the bars. An orange diamond left of its bar means that the scenarios understate "
@@ -280,7 +361,7 @@ def _generators(study):
     if distances:
         known = pd.concat(distances).notna().any()
         blocks.append(
-            _figure(
+            picture(
                 figures.generator_comparison(
                     {name: frame.loc[:, known] for name, frame in distances.items()}
                 ),
@@ -314,6 +395,7 @@ SECTIONS = {
     "dependence": ("Dependence between assets", _dependence),
     "covariance": ("Covariance", _covariance),
     "portfolio": ("Portfolios", _portfolio),
+    "walk-forward": ("Walk-forward", _walk),
     "tail risk": ("Tail risk", _tail),
     "generators": ("Comparison of generators", _generators),
 }

@@ -3,8 +3,9 @@
     returns -> train | held-out rows, split at random and in time
             -> every generator fitted on the training rows, its scenarios judged on the held-out ones
             -> covariances, portfolios and tail risk from the chosen generator's scenarios
+            -> a walk-forward over all rows in order of time, every covariance estimated anew at each decision
 
-Everything in a `Study` is about one fit: the model that made the scenarios is the one that was judged.
+Everything else in a `Study` is about one fit: the model that made the scenarios is the one that was judged.
 """
 
 from __future__ import annotations
@@ -21,10 +22,17 @@ from joblib import Parallel, delayed
 from sklearn.base import clone
 from sklearn.covariance import LedoitWolf
 
-from finediff.covariance import ScenarioCovariance, clip, n_factors
+from finediff.covariance import (
+    ScenarioCovariance,
+    clip,
+    matched_diagonal_shrinkage,
+    n_factors,
+    quadratic_inverse_shrinkage,
+)
 from finediff.panel import Finding, check_panel, random_split, split
 from finediff.portfolio import Allocation, LongOnly, MaximumSharpe, MaximumWeight, MinimumVariance
-from finediff.report.verdicts import Verdict, verdicts
+from finediff.report.verdicts import MATCHED, Verdict, verdicts
+from finediff.report.walk import Walks, walks
 from finediff.risk import annual_volatility, tail_risk_table
 from finediff.validation import ValidationReport, judge, qq_data
 
@@ -75,6 +83,7 @@ class Study:
     manifest: dict = field(default_factory=dict)
     caveats: tuple[str, ...] = ()
     fit_summary: str = ""
+    walks: Walks = field(default_factory=Walks)
 
 
 def study(
@@ -85,6 +94,7 @@ def study(
     held_out: float = 0.3,
     n_scenarios: int = 10_000,
     max_weight: float = 0.2,
+    quarters: int | None = None,
     random_state: int = 0,
     n_jobs: int = -1,
     findings: Sequence[Finding] | None = None,
@@ -108,6 +118,9 @@ def study(
         Rows drawn from the chosen generator.
     max_weight : float
         Cap of the long-only portfolios; raised to 1.5/d where it could not sum to 1.
+    quarters : int, optional
+        Decisions of the walk-forward at which the chosen generator is fitted anew; 0: none. None: 40, or none where
+        it trains by iteration or the panel has more than 30 assets.
     random_state : int
         Of the splits, the draws and the judgement; the generators carry their own.
     n_jobs : int
@@ -170,6 +183,16 @@ def study(
     covariances = _covariances(train, _Drawn(scenarios))
     allocations = _allocations(scenarios, covariances["scenarios"], max_weight)
     portfolios = {name: allocation.weights for name, allocation in allocations.items()}
+    say("  walk-forward")
+    walked = walks(
+        returns,
+        chosen,
+        generators[chosen],
+        iterative=fitted["random", chosen].history is not None,
+        quarters=quarters,
+        random_state=int(seeds[1]),
+        n_jobs=n_jobs,
+    )
     result = Study(
         title=title,
         subtitle=f"{returns.shape[1]} assets, {len(returns):,} periods, {_day(returns.index[0])} to {_day(returns.index[-1])}",
@@ -190,6 +213,7 @@ def study(
         manifest=manifest or {},
         caveats=tuple(caveats),
         fit_summary=fitted["random", chosen].summary,
+        walks=walked,
     )
     return replace(result, verdicts=verdicts(result))
 
@@ -269,8 +293,10 @@ def _covariances(train: pd.DataFrame, drawn: _Drawn) -> dict[str, pd.DataFrame]:
         "sample": sample,
         "Marchenko-Pastur clip": clip(sample, n),
         "Ledoit-Wolf": pd.DataFrame(shrunk, names, names),
+        "nonlinear shrinkage": quadratic_inverse_shrinkage(sample, n),
         "scenarios": from_scenarios,
         "scenarios + clip": clip(from_scenarios, n),
+        MATCHED: matched_diagonal_shrinkage(sample, from_scenarios)[0],
     }
 
 

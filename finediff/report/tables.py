@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from finediff.report.metrics import COSTS, METRICS
 from finediff.validation import FLOOR_ROW
@@ -26,7 +27,7 @@ __all__ = [
     "per_cent",
     "span",
 ]
-__all__ += ["table", "words"]
+__all__ += ["picture", "table", "words"]
 
 NONE = "–"
 _COPIES = 0.1
@@ -60,6 +61,11 @@ def cell(text, *, mark=False, strong=False) -> dict:
 def words(value, small="") -> dict:
     """A cell of words, set to the left, and a smaller line below."""
     return {"text": str(value), "words": True, "mark": False, "strong": False, "small": small}
+
+
+def picture(svg, title, look) -> dict:
+    """A figure and its caption; `look` says what to look for."""
+    return {"kind": "figure", "svg": Markup(svg), "title": title, "look": look}
 
 
 def table(title, columns, rows, note="", legend=False) -> dict:

@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 
 from finediff.report.metrics import METRICS
+from finediff.report.walk import ENSEMBLE, EQUAL, MONTH, NONLINEAR, QUARTER, SAMPLE, against, generator_of
 from finediff.validation import FLOOR_ROW
 
+MATCHED = "sample + matched diagonal"  # row of the covariance table
+_CHANCE = 1.96  # |t| below: no more than chance
 INDEPENDENT = (
     "These scenarios are independent in time: they describe one period ahead, without volatility clustering. "
     "Do not chain them into multi-day paths."
@@ -33,6 +36,7 @@ def verdicts(study) -> dict[str, Verdict]:
         "dependence": _dependence(study),
         "covariance": _covariance(study),
         "portfolio": _portfolio(study),
+        **({} if study.walks.monthly is None else {"walk-forward": walk_verdict(study)}),
         "tail risk": _tail(study),
         "generators": _generators(study),
     }
@@ -108,14 +112,66 @@ def _dependence(study) -> Verdict:
 def _covariance(study) -> Verdict:
     table = study.covariance_table.drop(index="held-out rows", errors="ignore")
     volatility = table["held-out volatility of its minimum-variance portfolio (%)"]
-    ours = volatility["scenarios"]
-    others = ", ".join(f"{name} {value:.2f} %" for name, value in volatility.drop("scenarios").items())
+    ours, best = volatility["scenarios"], volatility.idxmin()
+    named = [name for name in dict.fromkeys((best, "sample", MATCHED)) if name != "scenarios"]
+    others = ", ".join(
+        f"{'lowest, ' if name == best else ''}{name} {volatility[name]:.2f} %" for name in named
+    )
     text = (
         "Volatility a year, on the rows held out at random, of the unconstrained minimum-variance portfolio: covariance of the "
-        f"scenarios {ours:.2f} %; {others}. Condition number {table.loc['scenarios', 'condition number']:.0f} (sample "
-        f"{table.loc['sample', 'condition number']:.0f}); a smaller one is not by itself better."
+        f"scenarios {ours:.2f} %{' (the lowest)' if best == 'scenarios' else ''}; {others}. Condition number "
+        f"{table.loc['scenarios', 'condition number']:.0f} (sample {table.loc['sample', 'condition number']:.0f}); a smaller one is "
+        "not by itself better."
     )
     return Verdict("good" if ours <= volatility.min() * 1.02 else "note", text)
+
+
+def walk_verdict(study) -> Verdict:
+    """Which covariance won out of sample, and whether the generator's differs by more than chance."""
+    monthly, quarterly = study.walks.monthly, study.walks.quarterly
+    volatility = monthly.summary()["annual volatility"]
+    best = volatility.idxmin()
+    rival = SAMPLE if best == NONLINEAR else NONLINEAR
+    t = against(monthly, rival).at[best, "t"]
+    text = (
+        f"Out of sample, re-estimated every {MONTH} rows, minimum variance was least volatile with {_named(best)}: "
+        f"{_percent(volatility[best], 2)} a year, {_percent(volatility[rival], 2)} with {rival} (t = {_signed(t)}"
+        f"{'' if abs(t) > _CHANCE else ', no more than chance'}), {_percent(volatility[EQUAL], 2)} with equal weights."
+    )
+    status = "good" if best != EQUAL else "note"
+    if quarterly is None:
+        return Verdict(status, text)
+    ours, volatility = generator_of(quarterly), quarterly.summary()["annual volatility"]
+    t = against(quarterly, ours)["t"]  # of the others: positive where they are more volatile
+    beaten = [_named(name) for name in t.index if t[name] > _CHANCE]
+    beating = [_named(name) for name in t.index if t[name] < -_CHANCE]
+    figures = "; ".join(f"{name} {_percent(volatility[name], 2)}, t = {_signed(t[name])}" for name in t.index)
+    if beaten and beating:
+        said = f"It does better than {_list(beaten)} and worse than {_list(beating)}"
+    elif len(beaten) == len(t):
+        said = "It wins, by more than chance"
+    elif beaten:
+        said = f"It does better than {_list(beaten)}, and no differently from the other beyond chance"
+    elif beating:
+        said = f"It does not win: it is worse than {_list(beating)} by more than chance"
+        said += "" if len(beating) == len(t) else ", and no differently from the other"
+    elif volatility.idxmin() == ours:
+        said = "It is lowest, by no more than chance"
+    else:
+        said = "It does not win, and differs by no more than chance"
+    text += (
+        f" At the last {len(quarterly.windows)} decisions {QUARTER} rows apart, {ours}'s covariance had "
+        f"{_percent(volatility[ours], 2)} ({figures}). {said}."
+    )
+    return Verdict("note" if beating else status, text)
+
+
+def _named(strategy: str) -> str:
+    return f"the {strategy}" if strategy == ENSEMBLE else strategy
+
+
+def _signed(t: float) -> str:
+    return f"{t:.1f}".replace("-", "−") if np.isfinite(t) else "none"
 
 
 def _portfolio(study) -> Verdict:

@@ -15,6 +15,7 @@ from finediff.report.figures.risk import (
     portfolio_weights,
     tail_risk,
 )
+from finediff.report.figures.walk import walk_volatility
 
 __all__ = [
     "asset_order",
@@ -28,4 +29,5 @@ __all__ = [
     "qq_portfolio",
     "tail_risk",
     "tail_survival",
+    "walk_volatility",
 ]
