@@ -375,7 +375,9 @@ def test_holes_are_named(rng):
     with pytest.raises(ValueError, match=r"row 4, column 'TLT'"):
         ScenarioCovariance(Normal(), n_scenarios=50).fit(frame)
     frame.iloc[4, 1] = 0.0
-    with pytest.raises(ValueError, match=r"infinity \(inf\) in chunk 0 of the scenarios at row 2, column 'TLT'"):
+    with pytest.raises(
+        ValueError, match=r"infinity \(inf\) in chunk 0 of the scenarios at row 2, column 'TLT'"
+    ):
         ScenarioCovariance(Broken(fault="hole"), n_scenarios=50).fit(frame)
     with pytest.raises(ValueError, match="another order"):
         ScenarioCovariance(Broken(fault="order"), n_scenarios=50).fit(frame)
