@@ -36,7 +36,7 @@ from finediff.diffusion.exact import (
 from finediff.diffusion.exact.missing import complete
 from finediff.diffusion.factor_residual import change_of_moments, learn_factors, with_residual
 from finediff.generators.score import ScoreGenerator, on_device, part, threads
-from finediff.panel import PanelWarning, Standardizer
+from finediff.panel import AssetScaler, PanelWarning
 
 _COUNTING = ("auto", "eigenvalue ratio")
 _LEAST_ROWS = 200  # below, eighteen coefficients a level follow the noise
@@ -387,41 +387,6 @@ class FactorDiffusionGenerator(ScoreGenerator):
         if learned := part(arrays, "residual/"):
             self.residual_ = {k: torch.tensor(v, device=device) for k, v in learned.items()}
             self.score_model_ = self._learned()
-
-
-class AssetScaler(Standardizer):
-    """Each asset to unit variance over the returns that it has; one that never moved comes back as it was.
-
-    Attributes
-    ----------
-    moving_ : ndarray (d,) of bool
-    """
-
-    def fit(self, X, y=None):
-        """Learn from X (n, d), NaN where missing. Returns self."""
-        self.mean_, self.scale_ = np.nanmean(X, axis=0), np.nanstd(X, axis=0)
-        size = np.nanmax(np.abs(X), axis=0)
-        still = np.nanmax(X, axis=0) - np.nanmin(X, axis=0) <= 10 * np.finfo(float).eps * size
-        self.moving_ = ~still & (self.scale_ > 0)
-        self.mean_[~self.moving_] = np.nanmax(X, axis=0)[~self.moving_]
-        self.scale_[~self.moving_] = 1.0
-        self.whitening_ = self.unwhitening_ = None
-        return self
-
-    def inverse_transform(self, Z):
-        """z (n, d) -> returns (n, d)."""
-        return self._checked(Z) * np.where(self.moving_, self.scale_, 0.0) + self.mean_
-
-    def to_dict(self) -> dict[str, np.ndarray]:
-        """Arrays that determine the map."""
-        return super().to_dict() | {"moving": self.moving_.copy()}
-
-    @classmethod
-    def from_dict(cls, arrays) -> AssetScaler:
-        """The map of `to_dict`."""
-        map_ = super().from_dict(arrays)
-        map_.moving_ = np.array(arrays["moving"], dtype=bool)
-        return map_
 
 
 def _independent_axes(f: torch.Tensor) -> torch.Tensor:

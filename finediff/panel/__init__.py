@@ -15,9 +15,10 @@ from finediff.panel.check import Finding, check_panel, heuristic_warnings
 from finediff.panel.frame import PanelWarning
 from finediff.panel.load import load_prices
 from finediff.panel.returns import random_split, split, to_returns
-from finediff.panel.scale import RobustStandardizer, Standardizer
+from finediff.panel.scale import AssetScaler, RobustStandardizer, Standardizer
 
 __all__ = [
+    "AssetScaler",
     "Finding",
     "PanelWarning",
     "RobustStandardizer",
