@@ -108,6 +108,7 @@ def estimators(slow: bool = True) -> dict:
         "Student t": StudentTCovariance(),
         "ensemble": WindowEnsembleCovariance(),
         "ensemble, current .25": WindowEnsembleCovariance(current=0.25),
+        "ensemble, six windows": WindowEnsembleCovariance((63, 126, 189, 252, 378, 500)),
     }
     if slow:
         table |= {
@@ -412,7 +413,7 @@ def _t(table: pd.DataFrame, what: str, name: str) -> float:
 
 def ten() -> dict:
     table = estimators(slow=False)
-    return {name: table[name] for name in table if name not in ("1/N", "ensemble, current .25")}
+    return {name: table[name] for name in table if name not in ("1/N", "ensemble, current .25", "ensemble, six windows")}
 
 
 def four_hundred() -> pd.DataFrame:
