@@ -413,7 +413,11 @@ def _t(table: pd.DataFrame, what: str, name: str) -> float:
 
 def ten() -> dict:
     table = estimators(slow=False)
-    return {name: table[name] for name in table if name not in ("1/N", "ensemble, current .25", "ensemble, six windows")}
+    return {
+        name: table[name]
+        for name in table
+        if name not in ("1/N", "ensemble, current .25", "ensemble, six windows")
+    }
 
 
 def four_hundred() -> pd.DataFrame:

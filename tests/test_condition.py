@@ -117,7 +117,7 @@ BAD = [
     ({"guidance": 1.0}, "guidance without one"),
     ({"stress": -0.1}, "expected stress as a mapping"),
     ({"stress": {"A": [0.1, 0.2, 0.3]}}, "expected one return, a pair or 5 returns for 'A'"),
-    ({"stress": {"A": (0.1, -0.1)}}, "lo <= hi"),
+    ({"stress": {"A": (0.1, -0.1)}}, "expected a band"),
 ]
 
 

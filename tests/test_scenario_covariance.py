@@ -158,3 +158,20 @@ def test_frames_must_agree(frame):
 def test_bad_implied_covariances_are_refused(frame, model, match):
     with pytest.raises(ValueError, match=match):
         model.fit(frame)
+
+
+def test_a_generator_that_takes_missing_returns_may_have_them():
+    from finediff.generators import FactorDiffusionGenerator
+
+    rng = np.random.default_rng(0)
+    X = 0.01 * (rng.standard_normal((400, 1)) + rng.standard_normal((400, 6)))
+    X[:250, 0] = np.nan
+    generator = FactorDiffusionGenerator(n_factors=1, residual=False, random_state=0)
+    found = ScenarioCovariance(generator).fit(X)
+    assert np.allclose(np.diag(found.covariance_), np.nanvar(X, axis=0, ddof=1))
+    implied = generator.fit(X).covariance_
+    correlation = implied / np.sqrt(np.outer(np.diag(implied), np.diag(implied)))
+    assert np.allclose(found.correlation_, correlation)
+    X[3, 2] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        ScenarioCovariance(generator).fit(X)

@@ -44,6 +44,12 @@ def check_panel(returns):
             f"expected simple returns of at least -1, got {values[row, column]:g} of {frame.columns[column]!r} on "
             f"{shown(frame.index[row])}, because no asset loses more than all; do pass fractions rather than percent or prices."
         )
+    typical = np.nanmedian(np.abs(values)) if np.isfinite(values).any() else 0.0
+    if typical > 0.5:
+        raise ValueError(
+            f"expected simple returns, got numbers of a typical size of {typical:.3g}, because half of all days would move "
+            "by more than 50 per cent; do pass prices.pct_change().dropna() of prices."
+        )
     return frame
 
 

@@ -42,6 +42,12 @@ def backtest(
     ] = None,
     window: Annotated[int, typer.Option(min=3, help="Rows of history, at most.")] = 500,
     step: Annotated[int, typer.Option(min=1, help="Rows from one decision to the next.")] = 21,
+    coverage: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=1, help="Least share of the history an asset must have; below 1: --model factor."
+        ),
+    ] = 1.0,
     long_only: Annotated[bool, typer.Option(help="No short positions.")] = False,
     costs: Annotated[
         float, typer.Option(min=0, help="Of trading, as a fraction of what is traded: .001 for 10 bp.")
@@ -87,6 +93,7 @@ def backtest(
         "models": model or [],
         "window": window,
         "step": step,
+        "coverage": coverage,
         "long_only": long_only,
         "costs": costs,
         "reference": against,
@@ -104,6 +111,7 @@ def backtest(
             step,
             MinimumVariance([LongOnly()] if long_only else []),
             n_jobs=jobs,
+            coverage=coverage,
             costs=costs,
             store=resume,
         )

@@ -91,8 +91,14 @@ def checked_returns(panel: str, kind: Kind, missing: Missing, start, end) -> tup
         }.get(first.code, first.remedy)
         more = f" ({len(findings) - 1} more: finediff check {panel})" if len(findings) > 1 else ""
         raise ValueError(f"{first.message} {remedy}{more}")
+    holes = ("missing_values", "late_listing", "early_delisting")
+    dealt_with = [f for f in findings if f.code in holes and missing != "error"]
+    if dealt_with:
+        count = len({f.column for f in dealt_with})
+        say(f"warning: {count} of {frame.shape[1]} assets lack values: --missing {missing.value}")
     for finding in findings:
-        say(f"warning: {finding.message} {finding.remedy}")
+        if finding not in dealt_with:
+            say(f"warning: {finding.message} {finding.remedy}")
     if kind is Kind.prices:
         return to_returns(frame, missing=missing.value), findings
     kept = {Missing.drop_rows: frame.dropna, Missing.drop_assets: lambda: frame.dropna(axis=1)}

@@ -59,6 +59,12 @@ def covariance(
             f"expected --model or --estimator, got both: leave out --estimator {estimator.value}, or --model"
         )
     returns = returns_of(panel, kind, missing, start, end)
+    holes = bool(returns.isna().to_numpy().any())
+    if holes and model is None:
+        raise ValueError(
+            "expected --model with missing returns, got none: fit one by finediff fit --model factor --missing keep, or choose "
+            "--missing drop_rows or drop_assets"
+        )
     how = estimator.value
     if model is None:
         matrix = returns.cov()
@@ -92,10 +98,10 @@ def covariance(
         "end": end,
     }
     write_table(matrix, out, "covariance", configuration, seed, returns)
-    print(
-        f"{how}: {len(matrix)} assets, condition number {np.linalg.cond(matrix):.1f} (sample "
-        f"{np.linalg.cond(returns.cov()):.1f}), {n_factors(returns.cov(), len(returns))} factors above the noise edge: {out}"
-    )
+    text = f"{how}: {len(matrix)} assets, condition number {np.linalg.cond(matrix):.1f}"
+    if not holes:
+        text += f" (sample {np.linalg.cond(returns.cov()):.1f}), {n_factors(returns.cov(), len(returns))} factors above the noise edge"
+    print(f"{text}: {out}")
 
 
 @app.command()
@@ -115,11 +121,8 @@ def optimise(
     ] = None,
     risk_aversion: Annotated[float, typer.Option(help="Of mean-variance.")] = 5.0,
     level: Annotated[float, typer.Option(help="Of min-cvar: the share of worst scenarios.")] = 0.05,
-    previous: Annotated[
-        Path | None, typer.Option(help="Weights held now (CSV), for --turnover and --cost.")
-    ] = None,
+    previous: Annotated[Path | None, typer.Option(help="Weights held now (CSV), for --turnover.")] = None,
     turnover: Annotated[float | None, typer.Option(help="Largest sum of absolute trades.")] = None,
-    cost: Annotated[float | None, typer.Option(help="Of trading, as a fraction: .001 for 10 bp.")] = None,
     out: Table = Path("weights.csv"),
 ) -> None:
     """Portfolio weights from a covariance, or from scenarios."""
@@ -132,7 +135,6 @@ def optimise(
         MinimumCVaR,
         MinimumVariance,
         RiskParity,
-        TransactionCost,
         Turnover,
     )
 
@@ -142,16 +144,19 @@ def optimise(
         constraints.append(MaximumWeight(max_weight))
     if gross is not None:
         constraints.append(GrossExposure(gross))
-    if (turnover is None and cost is None) != (previous is None):
+    if (turnover is None) != (previous is None):
         raise ValueError(
-            "expected --turnover or --cost together with --previous, got one without the other: give both, or neither"
+            "expected --turnover together with --previous, got one of them: give both, or neither"
         )
     held = None if previous is None else read_table(previous, "weights").iloc[:, 0]
     if turnover is not None:
         constraints.append(Turnover(held, turnover))
-    if cost is not None:
-        constraints.append(TransactionCost(cost, held))
     rows = None if scenarios is None else read_table(scenarios, "scenarios")
+    if rows is not None and set(rows.columns) != set(matrix.columns):
+        strange = next(iter(set(rows.columns) ^ set(matrix.columns)))
+        raise ValueError(
+            f"expected scenarios of the covariance's assets, got {strange!r} in one of them alone: give those of one panel"
+        )
     if rows is None and objective not in (Objective.min_variance, Objective.risk_parity):
         what = "tails" if objective is Objective.min_cvar else "expected returns"
         raise ValueError(f"expected --scenarios for {objective.value}, got none: it needs {what}")
@@ -174,10 +179,11 @@ def optimise(
         "level": level,
         "scenarios": scenarios,
         "turnover": turnover,
-        "cost": cost,
         "previous": previous,
     }
     write_table(found.weights.rename("weight").to_frame(), out, "optimise", configuration, None, matrix)
+    w = found.weights.reindex(matrix.columns)
     print(
-        f"{objective.value}: volatility {found.volatility:.4%} a period, {int((found.weights.abs() > 1e-6).sum())} positions: {out}"
+        f"{objective.value}: volatility {float(w @ matrix.to_numpy() @ w) ** 0.5:.4%} a period by the covariance, "
+        f"{int((w.abs() > 1e-6).sum())} positions: {out}"
     )

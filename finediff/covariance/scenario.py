@@ -101,7 +101,8 @@ class ScenarioCovariance(BaseEstimator):
     Raises
     ------
     ValueError
-        On ``fit``: fewer than two rows, non-finite entries (row and column named), an unknown scale or source,
+        On ``fit``: fewer than two rows, non-finite entries (row and column named; NaN is allowed where the generator
+        takes it, and the data's scales are then those of what is there), an unknown scale or source,
         counts below their minimum, scenarios of the wrong shape, names or with non-finite entries, an implied
         covariance of another size, dead assets.
     """
@@ -149,7 +150,12 @@ class ScenarioCovariance(BaseEstimator):
                 f"expected n_scenarios >= 2 and chunk >= 1, got {self.n_scenarios} and {self.chunk}."
             )
         rows = validate_data(self, X, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=2)
-        refuse_holes(rows, getattr(self, "feature_names_in_", None), "X")
+        holes = _takes_missing(self.generator)
+        refuse_holes(
+            np.nan_to_num(rows, nan=0.0, posinf=np.inf, neginf=-np.inf) if holes else rows,
+            getattr(self, "feature_names_in_", None),
+            "X",
+        )
         self.generator_ = self.generator if self.prefit else clone(self.generator).fit(X, y)
         columns = X.columns if isinstance(X, pd.DataFrame) else None
         covariance = self._implied(columns) if self.source == "implied" else None
@@ -169,8 +175,8 @@ class ScenarioCovariance(BaseEstimator):
                     "check the generator."
                 )
         if self.scale == "data":
-            location = rows.mean(axis=0)
-            covariance = rescale(correlation_from_covariance(covariance), rows.std(axis=0, ddof=1))
+            location = np.nanmean(rows, axis=0)
+            covariance = rescale(correlation_from_covariance(covariance), np.nanstd(rows, axis=0, ddof=1))
         if self.cleaner is not None:
             covariance = np.asarray(self.cleaner(covariance, len(rows)), float)
         self.location_, self.covariance_ = np.asarray(location, float), covariance
@@ -246,6 +252,12 @@ class _Batches:
             return np.nan
         spread = max(0.0, self.squares - (self.total**2).sum() / self.count)
         return float(np.sqrt(spread / (self.count * (self.count - 1))) / np.linalg.norm(covariance))
+
+
+def _takes_missing(generator):
+    """Whether its rows may have holes, as scikit-learn's tags say."""
+    tags = getattr(generator, "__sklearn_tags__", None)
+    return tags is not None and bool(tags().input_tags.allow_nan)
 
 
 def _entropy(random_state):

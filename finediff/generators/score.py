@@ -147,6 +147,8 @@ class ScoreGenerator(ScenarioGenerator):
                         f"expected returns above -1 (fractions) for {asset!r}, got {value!r}: -7 per cent is -0.07"
                     )
                 side.append((np.broadcast_to(end, n) - origin[j]) / size)
+            if (low[-1] > high[-1]).any():
+                raise ValueError(f"expected a band (low, high) for {asset!r}, got {value!r}: turn it round")
             rows.append(M[:, j] / size)
         as_tensor = lambda value: torch.as_tensor(np.array(value), dtype=torch.float32)  # noqa: E731
         return as_tensor(rows), as_tensor(low).T.contiguous(), as_tensor(high).T.contiguous()
