@@ -6,7 +6,7 @@ score_model_                   `FactorScore`, its k-dimensional part with a regr
 scenario                       one (m x k)(k x d) product beside the noise; or a sampler's d-dimensional reverse process
 
 No d x d matrix is built unless ``covariance_`` is asked for. 5,000 assets with 1,260 days and 20 factors are fitted in
-about 8 s of one core (benchmarks/factor.py).
+17 s of one core (benchmarks/factor.py).
 """
 
 from __future__ import annotations
