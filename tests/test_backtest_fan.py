@@ -18,14 +18,25 @@ from finediff.backtest import Strategy, walk_forward
 from finediff.backtest.fan import batch_size
 from finediff.backtest.store import describe
 from finediff.covariance import (
+    ClippedCovariance,
+    ConstantCorrelationShrinkage,
     FactorAnalyticCovariance,
+    QuadraticInverseShrinkage,
+    RotationallyInvariantCovariance,
     ScenarioCovariance,
     StudentTCovariance,
     WindowEnsembleCovariance,
     clip,
 )
 from finediff.generators import BootstrapGenerator, SmoothedBootstrapGenerator, StudentTGenerator
-from finediff.portfolio import LongOnly, MinimumCVaR, MinimumVariance, TransactionCost, Turnover
+from finediff.portfolio import (
+    LongOnly,
+    MaximumSharpe,
+    MinimumCVaR,
+    MinimumVariance,
+    TransactionCost,
+    Turnover,
+)
 
 
 def panel(n=300, d=6, seed=0):
@@ -299,3 +310,52 @@ def test_descriptions_tell_settings_apart_and_are_json():
 def test_the_bar_counts_every_window(capsys):
     walk_forward(panel(), {"1/N": None, "shrunk": LedoitWolf()}, progress=True, **SETTINGS)
     assert "28/28" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ closed forms of many windows in one go
+
+CLOSED = {
+    "clip": ClippedCovariance(),
+    "shrunk": QuadraticInverseShrinkage(),
+    "short": Strategy(QuadraticInverseShrinkage(), window=40),
+    "constant": (ConstantCorrelationShrinkage(), MaximumSharpe([LongOnly()])),
+    "ensemble": (WindowEnsembleCovariance((30, 80)), MaximumSharpe([LongOnly()])),
+    "limited": (RotationallyInvariantCovariance(), MinimumVariance([LongOnly(), Turnover(limit=0.2)])),
+}
+
+
+def test_closed_forms_are_computed_together_to_the_same_bits(monkeypatch):
+    rows = panel()
+    rows.iloc[:130, 1] = np.nan  # listed late: assets differ between windows of one task
+    rows.iloc[200:, 3] = np.nan
+    together = walk_forward(rows, CLOSED, minimum=60, **SETTINGS)
+    stacked, original = [], Strategy.many_inputs
+
+    def counted(self, histories):
+        found = original(self, histories)
+        stacked.append(found is not None and len(histories) > 1)
+        return found
+
+    monkeypatch.setattr(Strategy, "many_inputs", counted)
+    same(together, walk_forward(rows, CLOSED, minimum=60, batch=4, **SETTINGS))
+    assert any(stacked)
+    assert not all(stacked)
+    monkeypatch.setattr(Strategy, "many_inputs", lambda self, histories: None)
+    same(together, walk_forward(rows, CLOSED, minimum=60, **SETTINGS))
+
+
+def test_a_window_that_fails_among_many_is_named():
+    rows = panel()
+    rows.iloc[120:160, 2] = 0.0  # stands still over one short window only
+
+    with pytest.raises(ValueError, match=r"'short' on 2001-07-20.*constant column at \[2\]"):
+        walk_forward(rows, {"short": Strategy(QuadraticInverseShrinkage(), window=20)}, **SETTINGS)
+
+
+def test_a_mean_that_was_taken_for_zero_is_not_believed():
+    rows = panel() + np.linspace(0, 0.004, 6)
+    best = MaximumSharpe([LongOnly()])
+    given = {"zero": (ConstantCorrelationShrinkage(assume_centered=True), best), "own": (LedoitWolf(), best)}
+    weights = walk_forward(rows, given, **SETTINGS).weights
+    for name in given:
+        assert weights.loc[name].iloc[:, 3:].sum(axis=1).mean() > 0.6

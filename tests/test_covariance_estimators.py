@@ -73,7 +73,7 @@ def test_estimators_are_scikit_learn_s(frame, estimator):
     assert list(fitted.feature_names_in_) == list(frame.columns)
     assert fitted.n_features_in_ == 6
     np.testing.assert_allclose(fitted.get_precision() @ fitted.covariance_, np.eye(6), atol=1e-8)
-    plain = EmpiricalCovariance().fit(frame)
+    plain = EmpiricalCovariance(assume_centered=fitted.assume_centered).fit(frame)
     plain.covariance_ = fitted.covariance_
     plain.precision_ = np.linalg.inv(fitted.covariance_)
     assert fitted.score(frame) == pytest.approx(plain.score(frame))
@@ -229,3 +229,36 @@ def test_minimum_variance_never_explodes(estimator):
         weights = np.linalg.solve(clone(estimator).fit(rows).covariance_, np.ones(d))
         ratio = weights @ truth @ weights / weights.sum() ** 2 * np.linalg.solve(truth, np.ones(d)).sum()
         assert ratio < 3
+
+
+MANY = [estimator for estimator in ALL if estimator._closed_form]
+
+
+def test_which_are_closed_forms():
+    """Those that back-tests compute for many windows at once: an accidental loss of one costs time only."""
+    assert {type(e).__name__ for e in MANY} == {
+        "ClippedCovariance",
+        "QuadraticInverseShrinkage",
+        "AnalyticalShrinkage",
+        "RotationallyInvariantCovariance",
+        "ConstantCorrelationShrinkage",
+        "WindowEnsembleCovariance",
+    }
+
+
+@pytest.mark.parametrize("estimator", [*MANY, StudentTCovariance()], ids=str)
+@pytest.mark.parametrize("shape", [(9, 60, 5), (4, 5, 6), (3, 6, 6), (2, 200, 1), (20, 9, 8)])
+def test_many_panels_have_the_bits_of_one_by_one(estimator, shape):
+    rng = np.random.default_rng(1)
+    panels = rng.standard_normal(shape) + rng.standard_normal((*shape[:2], 1))
+    locations, covariances = clone(estimator).fit_many(panels)
+    for panel, location, covariance in zip(panels, locations, covariances, strict=True):
+        fitted = clone(estimator).fit(panel)
+        np.testing.assert_array_equal(covariance, fitted.covariance_)
+        np.testing.assert_array_equal(location, fitted.location_)
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((5, 4)), np.full((2, 9, 3), np.nan), np.zeros((2, 2, 3))])
+def test_what_is_no_stack_of_panels_is_refused(wrong):
+    with pytest.raises(ValueError, match="panels"):
+        QuadraticInverseShrinkage().fit_many(wrong)

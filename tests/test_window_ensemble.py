@@ -29,27 +29,63 @@ def rows():
     return x * np.geomspace(0.005, 0.03, 8) + 1e-3
 
 
-def naive(rows, windows, diagonal=0.15, level=126):
-    total = np.zeros((rows.shape[1], rows.shape[1]))
+WINDOWS = (63, 126, 189, 252, 315, 378, 500)
+
+
+def naive(rows, windows, diagonal=0.15, level=126, devolatilise=0.5, decay=0.94):
+    rows = rows[-max(windows) :]
+    n, d = rows.shape
+    mean_square = [sum(x * x for x in rows[:, i]) / n for i in range(d)]
+    calm, h = [], 1.0
+    for row in rows:
+        h = decay * h + (1 - decay) * sum(row[i] ** 2 / mean_square[i] for i in range(d)) / d
+        calm.append(row / np.sqrt(h) ** devolatilise)
+    total = np.zeros((d, d))
     for window in windows:
-        S = quadratic_inverse_shrinkage(np.cov(rows[-window:], rowvar=False), window)
-        total += S / np.trace(S) * len(S) / len(windows)
-    for i in range(len(total)):
-        for j in range(len(total)):
+        some = np.array(calm[-window:])
+        # Second moments of W rows about zero are worth W + 1 rows about their mean.
+        S = quadratic_inverse_shrinkage(some.T @ some / window, window + 1)
+        total += S / np.trace(S) * d / len(windows)
+    for i in range(d):
+        for j in range(d):
             total[i, j] *= 1.0 if i == j else 1 - diagonal
-    return total * rows[-level:].var(axis=0, ddof=1).mean()
+    return total * (rows[-level:] ** 2).mean() / np.diag(total).mean()
 
 
 def test_it_is_its_definition(rows):
     fitted = WindowEnsembleCovariance().fit(rows)
-    np.testing.assert_allclose(fitted.covariance_, naive(rows, (63, 126, 252, 500)), rtol=1e-9)
-    other = WindowEnsembleCovariance((40, 100), diagonal=0.3, level_window=50).fit(rows)
-    np.testing.assert_allclose(other.covariance_, naive(rows, (40, 100), 0.3, 50), rtol=1e-9)
-    assert np.diag(fitted.covariance_).mean() == pytest.approx(rows[-126:].var(axis=0, ddof=1).mean())
+    np.testing.assert_allclose(fitted.covariance_, naive(rows, WINDOWS), rtol=1e-9)
+    other = WindowEnsembleCovariance(
+        (40, 100), diagonal=0.3, level_window=50, devolatilise=1.0, decay=0.9
+    ).fit(rows)
+    np.testing.assert_allclose(other.covariance_, naive(rows, (40, 100), 0.3, 50, 1.0, 0.9), rtol=1e-9)
+    assert np.diag(fitted.covariance_).mean() == pytest.approx((rows[-126:] ** 2).mean())
+
+
+def test_without_devolatilising_about_the_mean_it_is_shrinkage_alone(rows):
+    plain = WindowEnsembleCovariance(
+        (500,), diagonal=0, devolatilise=0, level_window=500, assume_centered=False
+    )
+    single = QuadraticInverseShrinkage().fit(rows[-500:])
+    np.testing.assert_allclose(plain.fit(rows).covariance_, single.covariance_, rtol=1e-9)
+
+
+def test_devolatilised_wholly_a_common_volatility_leaves_no_trace():
+    """Rows z_t s_t: with s known from many assets, correlations are those of z, whatever the path of s."""
+    rng = np.random.default_rng(3)
+    z = rng.standard_normal((500, 200))
+    s = np.exp(np.sin(np.arange(500) / 60) * 1.2)
+    diagonals = []
+    for power in (0.0, 1.0):
+        made = WindowEnsembleCovariance((500,), diagonal=0, devolatilise=power, decay=0.6)
+        one, other = (np.diag(made.fit(x).covariance_) for x in (z, z * s[:, None]))
+        diagonals.append(np.std(np.log(other / one)))
+    # Relative variances scatter by sqrt(2/500) for z, and by more where turbulent days count more.
+    assert diagonals[1] < 0.35 * diagonals[0]
 
 
 @pytest.mark.parametrize(
-    ("n", "used"), [(600, (63, 126, 252, 500)), (499, (63, 126, 252)), (63, (63,)), (62, (62,)), (5, (5,))]
+    ("n", "used"), [(600, WINDOWS), (499, WINDOWS[:-1]), (63, (63,)), (62, (62,)), (5, (5,))]
 )
 def test_windows_that_fit_are_used(rows, n, used):
     fitted = WindowEnsembleCovariance().fit(rows[-n:])
@@ -60,7 +96,7 @@ def test_windows_that_fit_are_used(rows, n, used):
 def test_what_lies_before_every_window_is_forgotten(rows):
     changed = rows.copy()
     changed[:100] *= 50
-    for estimator in (WindowEnsembleCovariance(), WindowEnsembleCovariance(assume_centered=True)):
+    for estimator in (WindowEnsembleCovariance(), WindowEnsembleCovariance(assume_centered=False)):
         one, two = (clone(estimator).fit(x).covariance_ for x in (rows, changed))
         np.testing.assert_allclose(one, two, rtol=1e-12)
     changed[-1] *= 3
@@ -73,11 +109,10 @@ def test_the_diagonal_alone(rows):
 
 
 def test_current_volatility_is_the_exponential_one(rows):
-    plain = WindowEnsembleCovariance().fit(rows).covariance_
+    plain = WindowEnsembleCovariance(decay=0.9).fit(rows).covariance_
     now = WindowEnsembleCovariance(current=1.0, decay=0.9).fit(rows).covariance_
-    centred = rows - rows.mean(axis=0)
     value = weight = 0.0
-    for x in centred:
+    for x in rows[-500:]:
         value, weight = 0.9 * value + x**2, 0.9 * weight + 1
     np.testing.assert_allclose(np.diag(now), value / weight, rtol=1e-9)
     np.testing.assert_allclose(
@@ -90,15 +125,16 @@ def test_current_volatility_is_the_exponential_one(rows):
 def test_a_halted_asset_shortens_the_list_of_windows(rows):
     rows[-100:, 3] = 0.0
     fitted = WindowEnsembleCovariance().fit(rows)
-    assert fitted.windows_ == (126, 252, 500)
+    assert fitted.windows_ == WINDOWS[1:]
     rows[-550:, 3] = 0.0
-    with pytest.raises(ValueError, match="constant over the last 63 rows and every longer window"):
+    with pytest.raises(ValueError, match=r"constant column at \[3\]"):
         WindowEnsembleCovariance().fit(rows)
 
 
 def test_assets_of_the_same_kind_are_treated_alike(rows):
     order = np.random.default_rng(0).permutation(8)
-    for estimator in (WindowEnsembleCovariance(), WindowEnsembleCovariance(current=0.4)):
+    for change in ({}, {"current": 0.4}, {"current": 0.4, "volatility": "garch"}):
+        estimator = WindowEnsembleCovariance(**change)
         out = clone(estimator).fit(rows).covariance_
         np.testing.assert_allclose(
             clone(estimator).fit(rows[:, order]).covariance_, out[np.ix_(order, order)], rtol=1e-7
@@ -156,7 +192,9 @@ def test_it_beats_the_best_single_window_at_less_turnover():
         ({"diagonal": 1.1}, "diagonal"),
         ({"diagonal": np.nan}, "diagonal"),
         ({"current": -0.1}, "current"),
+        ({"devolatilise": 1.5}, "devolatilise"),
         ({"decay": 1.0}, "decay"),
+        ({"volatility": "garch(1,1)"}, "'ewma' or 'garch'"),
     ],
 )
 def test_bad_parameters_are_refused(rows, change, match):

@@ -112,12 +112,20 @@ def run(task):
     """
     results, seconds = [], []
     with threadpool_limits(1):
-        for (start, stop), mask in zip(task.spans, task.eligible, strict=True):
-            began = time.process_time()
-            history = task.rows.iloc[start:stop]
-            history = history if mask.all() else history.loc[:, mask]
+        histories = [
+            task.rows.iloc[start:stop] if mask.all() else task.rows.iloc[start:stop].loc[:, mask]
+            for (start, stop), mask in zip(task.spans, task.eligible, strict=True)
+        ]
+        began = time.process_time()
+        try:
+            together = task.strategy.many_inputs(histories)
+        except ValueError:
+            together = None  # one of them is refused: one by one shows which
+        share = (time.process_time() - began) / len(histories)
+        for number, history in enumerate(histories):
+            began = time.process_time() - share
             try:
-                found = task.strategy.inputs(history)
+                found = task.strategy.inputs(history) if together is None else together[number]
                 if not task.strategy.sequential:
                     found = task.strategy.weights(found, history.columns)
             except Exception as error:

@@ -3,12 +3,13 @@
     estimator                        what the portfolio is solved with
     None, "equal"                    nothing: 1/d each
     "history"                        the rows themselves as scenarios, their mean and sample covariance
-    fit(X) -> covariance_            covariance; mean from location_, or else of the rows
+    fit(X) -> covariance_            covariance; mean from location_, or of the rows (also if it was taken for zero)
     fit(X), sample(n) and a problem  scenarios for `MinimumCVaR`, from one seed at every date: common random numbers;
                                      for all others their covariance, by `ScenarioCovariance`
 
 An estimator is cloned for every window, so that no window sees another's fit. Its random states that are None
-are set to the strategy's, the same at every window.
+are set to the strategy's, the same at every window. Covariances that are closed forms are computed for many
+windows at once, to the same bits.
 """
 
 from dataclasses import dataclass, replace
@@ -18,9 +19,12 @@ import pandas as pd
 from sklearn.base import clone
 
 from finediff.covariance import ScenarioCovariance
+from finediff.covariance.estimators import CovarianceEstimator
 from finediff.portfolio import MinimumCVaR
 from finediff.portfolio.problem import Problem
 from finediff.portfolio.trading import Trading
+
+_LARGEST = 2**23  # numbers of the rows that are estimated at once: 64 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +107,36 @@ class Strategy:
         if hasattr(fitted, "sample"):
             fitted = ScenarioCovariance(fitted, random_state=self.random_state)
         fitted = fitted.fit(rows)
-        covariance = np.asarray(fitted.covariance_, float)
-        mean = getattr(fitted, "location_", None)
-        mean = np.nanmean(rows.to_numpy(), axis=0) if mean is None else np.asarray(mean, float)
-        names = rows.columns
-        return {
-            "covariance": pd.DataFrame(covariance, names, names),
-            "mean": pd.Series(mean, names),
-        }
+        unknown = getattr(fitted, "assume_centered", False)
+        return _moments(rows, None if unknown else getattr(fitted, "location_", None), fitted.covariance_)
+
+    def many_inputs(self, histories):
+        """`inputs` of several histories, covariances in one go where they are closed forms.
+
+        Parameters
+        ----------
+        histories : list of (n, d) DataFrame
+            As in `inputs`.
+
+        Returns
+        -------
+        list of dict, or None
+            None where each must be fitted alone: another estimator, or histories of different rows or assets.
+        """
+        estimator = self.estimator
+        if not isinstance(estimator, CovarianceEstimator) or isinstance(self.portfolio, MinimumCVaR):
+            return None
+        rows = [h if self.window is None else h.iloc[-self.window :] for h in histories]
+        first = rows[0]
+        if any(len(r) != len(first) or not r.columns.equals(first.columns) for r in rows):
+            return None
+        found, at_once = [], max(1, _LARGEST // first.size)
+        for start in range(0, len(rows), at_once):
+            some = rows[start : start + at_once]
+            locations, covariances = estimator.fit_many(np.stack([r.to_numpy() for r in some]))
+            for row, location, covariance in zip(some, locations, covariances, strict=True):
+                found.append(_moments(row, None if estimator.assume_centered else location, covariance))
+        return found
 
     def _scenarios(self, rows):
         if isinstance(self.estimator, str):
@@ -148,6 +174,16 @@ class Strategy:
                 "what the estimator gave it."
             )
         return weights
+
+
+def _moments(rows, location, covariance):
+    """Covariance and mean by name; without a location, the mean of the rows."""
+    mean = np.nanmean(rows.to_numpy(), axis=0) if location is None else np.asarray(location, float)
+    names = rows.columns
+    return {
+        "covariance": pd.DataFrame(np.asarray(covariance, float), names, names),
+        "mean": pd.Series(mean, names),
+    }
 
 
 def as_strategy(name, given, portfolio):

@@ -5,6 +5,8 @@
 
 Each is done on the correlation, gets its unit diagonal back, and Sigma = D^1/2 C D^1/2 with D the diagonal of the
 input: rescaling an asset rescales its row and column, and nothing else. A DataFrame stays one.
+
+What the estimators call below is not checked, and takes stacks (..., d, d).
 """
 
 import numpy as np
@@ -14,8 +16,10 @@ from finediff.covariance.matrix import (
     checked,
     correlation_of,
     framed,
+    outer,
     rescale,
     semidefinite,
+    standardised,
     unit_diagonal,
 )
 from finediff.covariance.spectrum import analytical, quadratic_inverse, rotationally_invariant, shrink
@@ -24,7 +28,7 @@ from finediff.covariance.spectrum import analytical, quadratic_inverse, rotation
 def _edge(eigenvalues, n_samples, edge, level):
     if edge == "fitted":
         return fitted_edge(eigenvalues, n_samples, level=level)[0]
-    return noise_edge(len(eigenvalues), n_samples, edge=edge, level=level)
+    return noise_edge(eigenvalues.shape[-1], n_samples, edge=edge, level=level)
 
 
 def clip(covariance, n_samples, *, edge="tracy-widom", level=0.01):
@@ -60,13 +64,7 @@ def clip(covariance, n_samples, *, edge="tracy-widom", level=0.01):
     eigenvalues that remain would lower the edge again and again and let noise through.
     """
     correlation, sd, names = correlation_of(covariance)
-    eigenvalues, vectors = np.linalg.eigh(correlation)
-    eigenvalues = semidefinite(eigenvalues)
-    noise = eigenvalues <= _edge(eigenvalues, n_samples, edge, level)
-    if noise.any():
-        eigenvalues[noise] = eigenvalues[noise].mean()
-    correlation = unit_diagonal((vectors * eigenvalues) @ vectors.T)
-    return rescale(framed(correlation, names), sd)
+    return rescale(framed(clipped_correlation(correlation, n_samples, edge, level), names), sd)
 
 
 def n_factors(covariance, n_samples, *, edge="tracy-widom", level=0.01):
@@ -97,23 +95,49 @@ def n_factors(covariance, n_samples, *, edge="tracy-widom", level=0.01):
     return int((eigenvalues > _edge(eigenvalues, n_samples, edge, level)).sum())
 
 
-def shrunk_correlation(correlation, n_samples, formula=quadratic_inverse):
-    """Correlation (d, d) with shrunk eigenvalues and its unit diagonal back; the input is not checked."""
+def clipped_correlation(correlation, n_samples, edge="tracy-widom", level=0.01):
+    """Correlations (..., d, d) whose noise eigenvalues are their mean."""
     eigenvalues, vectors = np.linalg.eigh(correlation)
-    delta = shrink(formula, semidefinite(eigenvalues), n_samples - 1)
-    return unit_diagonal((vectors * delta) @ vectors.T)
+    eigenvalues = semidefinite(eigenvalues)
+    if edge == "fitted":
+        flat = eigenvalues.reshape(-1, eigenvalues.shape[-1])
+        above = np.array([_edge(one, n_samples, edge, level) for one in flat])
+        above = above.reshape(*eigenvalues.shape[:-1], 1)
+    else:
+        above = _edge(eigenvalues, n_samples, edge, level)
+    noise = eigenvalues <= above
+    mean = (eigenvalues * noise).sum(axis=-1, keepdims=True) / np.maximum(
+        noise.sum(axis=-1, keepdims=True), 1
+    )
+    return unit_diagonal(_recomposed(vectors, np.where(noise, mean, eigenvalues)))
+
+
+def shrunk_correlation(correlation, n_samples, formula=quadratic_inverse):
+    """Correlations (..., d, d) with shrunk eigenvalues and their unit diagonal back."""
+    return unit_diagonal(_shrunk(correlation, n_samples, formula))
+
+
+def shrunk_covariance(covariance, n_samples, formula=quadratic_inverse, standardise=True):
+    """Covariances (..., d, d) with shrunk eigenvalues: of the correlation if ``standardise``, or their own."""
+    if standardise:
+        correlation, sd = standardised(covariance)
+        return shrunk_correlation(correlation, n_samples, formula) * outer(sd)
+    matrix = _shrunk(covariance, n_samples, formula)
+    return (matrix + matrix.swapaxes(-1, -2)) / 2
+
+
+def _shrunk(matrix, n_samples, formula):
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    return _recomposed(vectors, shrink(formula, semidefinite(eigenvalues), n_samples - 1))
+
+
+def _recomposed(vectors, eigenvalues):
+    return (vectors * eigenvalues[..., None, :]) @ vectors.swapaxes(-1, -2)
 
 
 def _nonlinear(covariance, n_samples, formula, standardise):
-    n_samples = row_count(n_samples)
-    if standardise:
-        correlation, sd, names = correlation_of(covariance)
-        return rescale(framed(shrunk_correlation(correlation, n_samples, formula), names), sd)
     matrix, names = checked(covariance)
-    eigenvalues, vectors = np.linalg.eigh(matrix)
-    delta = shrink(formula, semidefinite(eigenvalues), n_samples - 1)
-    matrix = (vectors * delta) @ vectors.T
-    return framed((matrix + matrix.T) / 2, names)
+    return framed(shrunk_covariance(matrix, row_count(n_samples), formula, standardise), names)
 
 
 def quadratic_inverse_shrinkage(covariance, n_samples, *, standardise=True):

@@ -1,17 +1,22 @@
 """Covariance from several windows at once: the market changes faster than theory for independent rows allows.
 
-    for each window W    S_W = D_W^1/2 shrink(C_W) D_W^1/2 of the last W rows, over its mean variance
-    together             E = mean over W of S_W,   E <- (1 - a) E + a diag(E),   a = 0.15
-    level                Sigma = E times the mean variance of the last 126 rows over that of E
-    current volatility   sigma_i^2 <- (1 - g) sigma_i^2 + g v_i,   v_i = sum_k decay^k x_{n-k,i}^2 / sum_k decay^k
+    rows                y_t = x_t / h_t^(g/2),   h_t the variance that all assets share that day, g = 0.5
+    for each window W   S_W = D_W^1/2 shrink(C_W) D_W^1/2 of the last W of them, over its mean variance
+    together            E = mean over W of S_W,   E <- (1 - a) E + a diag(E),   a = 0.15
+    level               Sigma = E times the mean variance of the last 126 rows x over that of E
+    current volatility  sigma_i^2 <- (1 - c) sigma_i^2 + c v_i,   v_i by EWMA or GARCH
 
-Rows are in order of time, the last is the latest. Units: (return per period)^2.
+Second moments are about zero. Rows are in order of time, the last is the latest. Units: (return per period)^2.
 """
 
 import numpy as np
 
-from finediff.covariance.clean import shrunk_correlation
-from finediff.covariance.estimators import CovarianceEstimator, live_variances
+from finediff.covariance.clean import shrunk_covariance
+from finediff.covariance.estimators import CovarianceEstimator, live
+from finediff.covariance.matrix import diagonal, outer, with_diagonal
+from finediff.covariance.volatility import common_variance, ewma_variance, garch_variance
+
+_PERIODS = 21  # of the GARCH forecast: a month, the usual time between two rebalances
 
 
 class WindowEnsembleCovariance(CovarianceEstimator):
@@ -23,14 +28,20 @@ class WindowEnsembleCovariance(CovarianceEstimator):
         Rows of each, at least 3; those longer than the panel are left out, and if all are, the panel is the window.
     diagonal : float
         Weight a of the diagonal, in [0, 1].
+    devolatilise : float
+        Power g in [0, 1] of the common volatility by which each day is divided, so that a turbulent month does not
+        decide correlations and relative volatilities alone; 0: all days count alike, 1: wholly.
     level_window : int
         Latest rows whose mean variance sets the level (all, if there are fewer).
     current : float
-        Weight g of current volatility, in [0, 1]: 0 leaves each asset the volatility of the windows.
+        Weight c of current volatility, in [0, 1]: 0 leaves each asset the volatility of the windows.
+    volatility : {"ewma", "garch"}
+        What current volatility is: exponential weights, or a GARCH(1,1) with parameters common to all assets, its
+        mean variance over the next 21 rows (see `finediff.covariance.volatility`).
     decay : float
-        Of the exponential weights of current volatility, in (0, 1).
+        Of the exponential weights of common and current volatility, in (0, 1).
     assume_centered : bool
-        True takes the mean for zero.
+        True, the default, takes the mean for zero: that of daily returns is far below its error over a window.
 
     Attributes
     ----------
@@ -44,10 +55,11 @@ class WindowEnsembleCovariance(CovarianceEstimator):
 
     Notes
     -----
-    On the bundled 20 shares (500 days of history, monthly, long and short) minimum variance realises 14.62 % a year
-    at a turnover of 0.27 a month, against 15.02 % and 0.32 for the best single window of nonlinear shrinkage. Windows
-    and weight were chosen there and confirmed on other panels. Nearly half of the gain is the diagonal's: a generator
-    that adds noise has the same. ``current=0.25`` changes the figure by less than 0.01.
+    On the bundled 20 shares (500 days of history, monthly, long and short) minimum variance realises 14.59 % a year
+    at a turnover of 0.21 a month, against 15.02 % and 0.32 for the best single window of nonlinear shrinkage. Windows
+    and weights were chosen there and on etf18, and confirmed on us200 (see benchmarks/walkforward.py). Nearly half of
+    the gain is the diagonal's: a generator that adds noise has the same. Current volatility lowers the figure by at
+    most 0.02 and trades more.
 
     References
     ----------
@@ -55,20 +67,26 @@ class WindowEnsembleCovariance(CovarianceEstimator):
     Econometrics 137; shrinkage: Ledoit, Wolf (2022), Bernoulli 28(3).
     """
 
+    _closed_form = True
+
     def __init__(
         self,
-        windows=(63, 126, 252, 500),
+        windows=(63, 126, 189, 252, 315, 378, 500),
         *,
         diagonal=0.15,
+        devolatilise=0.5,
         level_window=126,
         current=0.0,
-        decay=0.97,
-        assume_centered=False,
+        volatility="ewma",
+        decay=0.94,
+        assume_centered=True,
     ):
         self.windows = windows
         self.diagonal = diagonal
+        self.devolatilise = devolatilise
         self.level_window = level_window
         self.current = current
+        self.volatility = volatility
         self.decay = decay
         self.assume_centered = assume_centered
 
@@ -84,62 +102,70 @@ class WindowEnsembleCovariance(CovarianceEstimator):
                 f"expected a level_window of at least 3 whole rows, got {self.level_window!r}: its mean variance is the "
                 "level; pass for example 126."
             )
-        for name, value in (("diagonal", self.diagonal), ("current", self.current)):
+        for name in ("diagonal", "devolatilise", "current"):
+            value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(
-                    f"expected {name} in [0, 1], got {value!r}: it is the weight of a mean; pass for example 0.15."
+                    f"expected {name} in [0, 1], got {value!r}: it is a weight or a power; pass for example 0.15."
                 )
         if not 0 < self.decay < 1:
             raise ValueError(
                 f"expected a decay in (0, 1), got {self.decay!r}: it is the weight of a day over that of the next; pass "
                 "for example 0.97."
             )
+        if self.volatility not in ("ewma", "garch"):
+            raise ValueError(
+                f"expected volatility 'ewma' or 'garch', got {self.volatility!r}: it says what current volatility is; pass "
+                "one of the two."
+            )
         return [int(size) for size in sizes]
 
     def _estimate(self, rows, n_samples):
-        sizes, n = self._check_parameters(), len(rows)
-        live_variances(rows.T @ rows)
-        used, total = [], 0.0
-        for size in [size for size in sizes if size <= n] or [n]:
-            S = self._window(rows[-size:])
-            if S is not None:
-                used.append(size)
-                total = total + S
-        if not used:
-            raise ValueError(
-                f"expected assets that move within a window, got one that is constant over the last {min(sizes)} rows and "
-                "every longer window: a stale price has no correlation; drop it."
-            )
-        self.windows_ = tuple(used)
-        covariance = total / len(used)
-        variance = np.diag(covariance).copy()
-        covariance = (1 - self.diagonal) * covariance
-        np.fill_diagonal(covariance, variance)
-        covariance *= self._variances(rows[-int(self.level_window) :]).mean() / variance.mean()
+        sizes, n = self._check_parameters(), rows.shape[-2]
+        sizes = [size for size in sizes if size <= n] or [n]
+        rows, _ = self._centred(rows[..., -max(sizes) :, :])  # what lies before them is forgotten
+        live(rows.var(axis=-2))  # of the longest window: one at least is left
+        calm = rows
+        if self.devolatilise:
+            h = common_variance(rows, self.decay)
+            calm = rows / h[..., None] ** (self.devolatilise / 2)
+        total, used = 0.0, []
+        for size in sizes:
+            variance = rows[..., -size:, :].var(axis=-2)
+            moves = (variance > 1e-24 * variance.max(axis=-1, keepdims=True)).all(axis=-1)
+            total = total + self._window(calm[..., -size:, :], moves[..., None, None])
+            used.append(moves)
+        if rows.ndim == 2:
+            self.windows_ = tuple(size for size, moves in zip(sizes, used, strict=True) if moves)
+        covariance = total / np.sum(used, axis=0)[..., None, None]
+        variance = diagonal(covariance).copy()
+        covariance = with_diagonal((1 - self.diagonal) * covariance, variance)
+        level = self._moments(rows[..., -int(self.level_window) :, :]).mean(axis=-1) / variance.mean(axis=-1)
+        covariance = covariance * level[..., None, None]
         if self.current:
-            weights = self.decay ** np.arange(n - 1, -1, -1.0)
-            now = weights @ rows**2 / weights.sum()
-            variance = np.diag(covariance)
-            factor = np.sqrt(1 - self.current + self.current * now / variance)
-            covariance = covariance * np.outer(factor, factor)
+            ratio = self._current(rows) / diagonal(covariance)
+            covariance = covariance * outer(np.sqrt(1 - self.current + self.current * ratio))
         return covariance
 
+    def _current(self, rows):
+        """Current variances (..., d)."""
+        if self.volatility == "ewma":
+            return ewma_variance(rows, self.decay)
+        flat = rows.reshape(-1, *rows.shape[-2:])
+        return np.array([garch_variance(one, _PERIODS)[0] for one in flat]).reshape(*rows.shape[:-2], -1)
+
     def _centred(self, rows):
-        return (rows, len(rows)) if self.assume_centered else (rows - rows.mean(axis=0), len(rows) - 1)
+        n = rows.shape[-2]
+        return (rows, n) if self.assume_centered else (rows - rows.mean(axis=-2, keepdims=True), n - 1)
 
-    def _variances(self, rows):
+    def _moments(self, rows):
+        """Variances (..., d) of rows."""
         rows, dof = self._centred(rows)
-        return (rows**2).sum(axis=0) / dof
+        return (rows**2).sum(axis=-2) / dof
 
-    def _window(self, rows):
-        """Shrunk covariance (d, d) of one window, of mean variance 1; None if an asset stands still."""
+    def _window(self, rows, moves):
+        """Shrunk covariances (..., d, d) of one window, of mean variance 1; zero where an asset stands still."""
         rows, dof = self._centred(rows)
-        S = rows.T @ rows / dof
-        variance = np.diag(S)
-        if (variance <= 1e-24 * variance.max()).any():
-            return None
-        sd = np.sqrt(variance)
-        correlation = S / np.outer(sd, sd)
-        np.fill_diagonal(correlation, 1.0)
-        sd = sd / np.sqrt(variance.mean())
-        return shrunk_correlation(correlation, dof + 1) * np.outer(sd, sd)
+        S = np.where(moves, rows.swapaxes(-1, -2) @ rows / dof, np.eye(rows.shape[-1]))
+        S = S / diagonal(S).mean(axis=-1)[..., None, None]
+        return np.where(moves, shrunk_covariance(S, dof + 1), 0.0)

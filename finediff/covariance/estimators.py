@@ -5,18 +5,15 @@ Rows are simple returns per period (n, d); covariances are per period. Each esti
 """
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.utils.validation import validate_data
 
 from finediff.covariance.blocks import block_correlation
-from finediff.covariance.clean import (
-    analytical_shrinkage,
-    clip,
-    quadratic_inverse_shrinkage,
-    rie,
-)
+from finediff.covariance.clean import clipped_correlation, shrunk_covariance
 from finediff.covariance.factors import factor_analytic
-from finediff.covariance.matrix import refuse_holes
+from finediff.covariance.matrix import diagonal, outer, refuse_holes, standardised
+from finediff.covariance.spectrum import analytical, quadratic_inverse, rotationally_invariant
 
 
 class CovarianceEstimator(EmpiricalCovariance):
@@ -32,6 +29,7 @@ class CovarianceEstimator(EmpiricalCovariance):
     """
 
     store_precision = False
+    _closed_form = False  # whether `_estimate` takes stacks (m, n, d)
 
     def __init__(self, *, assume_centered=False):
         self.assume_centered = assume_centered
@@ -57,12 +55,46 @@ class CovarianceEstimator(EmpiricalCovariance):
         """
         rows = validate_data(self, X, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=3)
         refuse_holes(rows, getattr(self, "feature_names_in_", None), "X")
-        n, d = rows.shape
-        self.location_ = np.zeros(d) if self.assume_centered else rows.mean(axis=0)
-        rows = rows - self.location_
-        # Cleaners count rows before the mean is removed: rows that keep their mean are worth one more.
-        self.covariance_ = self._estimate(rows, n + bool(self.assume_centered))
+        self.location_, self.covariance_ = self._centre_and_estimate(np.ascontiguousarray(rows))
         return self
+
+    def fit_many(self, panels):
+        """Estimates of many panels of one shape, as back-tests need; this estimator is not changed.
+
+        Closed forms do all of them in one go, and the numbers are those of fitting each, to the last bit.
+
+        Parameters
+        ----------
+        panels : (m, n, d) array
+            Simple returns per period, n >= 3.
+
+        Returns
+        -------
+        locations : (m, d) array
+        covariances : (m, d, d) array
+
+        Raises
+        ------
+        ValueError
+            As `fit`, for any of them.
+        """
+        panels = np.ascontiguousarray(panels, float)
+        if panels.ndim != 3 or panels.shape[1] < 3 or not np.isfinite(panels).all():
+            raise ValueError(
+                f"expected finite panels (m, n, d) of at least 3 rows, got shape {panels.shape} or holes: each is fitted "
+                "alone if they differ; call fit."
+            )
+        if self._closed_form:
+            return self._centre_and_estimate(panels)
+        fits = [clone(self).fit(panel) for panel in panels]
+        return np.array([fit.location_ for fit in fits]), np.array([fit.covariance_ for fit in fits])
+
+    def _centre_and_estimate(self, rows):
+        """Locations (..., d) and covariances (..., d, d) of rows (..., n, d)."""
+        n, d = rows.shape[-2:]
+        location = np.zeros((*rows.shape[:-2], d)) if self.assume_centered else rows.mean(axis=-2)
+        # Cleaners count rows before the mean is removed: rows that keep their mean are worth one more.
+        return location, self._estimate(rows - location[..., None, :], n + bool(self.assume_centered))
 
     def _estimate(self, rows, n_samples):
         """Covariance (d, d) of centred rows whose scatter has n_samples - 1 degrees of freedom."""
@@ -70,14 +102,19 @@ class CovarianceEstimator(EmpiricalCovariance):
 
 
 def sample_covariance(rows, n_samples):
-    """Covariance (d, d) of centred rows (n, d), divided by n_samples - 1."""
-    return rows.T @ rows / (n_samples - 1)
+    """Covariances (..., d, d) of centred rows (..., n, d), divided by n_samples - 1."""
+    return rows.swapaxes(-1, -2) @ rows / (n_samples - 1)
 
 
 def live_variances(covariance):
-    """Diagonal (d,) of a covariance; refuses zeros."""
-    variance = np.diag(covariance).copy()
-    dead = np.flatnonzero(variance <= 1e-24 * variance.max())
+    """Diagonals (..., d) of covariances; refuses zeros."""
+    return live(diagonal(covariance).copy())
+
+
+def live(variance):
+    """Variances (..., d); refuses zeros."""
+    small = variance <= 1e-24 * variance.max(axis=-1, keepdims=True)
+    dead = np.flatnonzero(small.reshape(-1, small.shape[-1]).any(axis=0))
     if dead.size:
         raise ValueError(
             f"expected assets that move, got a constant column at {dead[:5].tolist()}: it has no correlation (a "
@@ -98,6 +135,8 @@ class ClippedCovariance(CovarianceEstimator):
         True takes the mean for zero.
     """
 
+    _closed_form = True
+
     def __init__(self, *, edge="tracy-widom", level=0.01, assume_centered=False):
         self.edge = edge
         self.level = level
@@ -105,17 +144,22 @@ class ClippedCovariance(CovarianceEstimator):
 
     def _estimate(self, rows, n_samples):
         S = sample_covariance(rows, n_samples)
-        return clip(S, n_samples, edge=self.edge, level=self.level)
+        live_variances(S)
+        correlation, sd = standardised(S)
+        return clipped_correlation(correlation, n_samples, self.edge, self.level) * outer(sd)
 
 
 class _Nonlinear(CovarianceEstimator):
+    _closed_form = True
+
     def __init__(self, *, standardise=True, assume_centered=False):
         self.standardise = standardise
         self.assume_centered = assume_centered
 
     def _estimate(self, rows, n_samples):
         S = sample_covariance(rows, n_samples)
-        return type(self)._clean(S, n_samples, standardise=self.standardise)
+        live_variances(S)
+        return shrunk_covariance(S, n_samples, type(self)._formula, self.standardise)
 
 
 class QuadraticInverseShrinkage(_Nonlinear):
@@ -129,7 +173,7 @@ class QuadraticInverseShrinkage(_Nonlinear):
         True takes the mean for zero.
     """
 
-    _clean = staticmethod(quadratic_inverse_shrinkage)
+    _formula = staticmethod(quadratic_inverse)
 
 
 class AnalyticalShrinkage(_Nonlinear):
@@ -143,7 +187,7 @@ class AnalyticalShrinkage(_Nonlinear):
         True takes the mean for zero.
     """
 
-    _clean = staticmethod(analytical_shrinkage)
+    _formula = staticmethod(analytical)
 
 
 class RotationallyInvariantCovariance(_Nonlinear):
@@ -157,7 +201,7 @@ class RotationallyInvariantCovariance(_Nonlinear):
         True takes the mean for zero.
     """
 
-    _clean = staticmethod(rie)
+    _formula = staticmethod(rotationally_invariant)
 
 
 class FactorAnalyticCovariance(CovarianceEstimator):

@@ -2,7 +2,7 @@
 
     Sigma = D^1/2 C D^1/2,   D the diagonal of Sigma, C its correlation
 
-Units: covariances are in (return per period)^2.
+Units: covariances are in (return per period)^2. What is not checked takes stacks (..., d, d) too.
 """
 
 import numpy as np
@@ -51,28 +51,47 @@ def framed(matrix, names):
 def correlation_of(covariance):
     """Correlation (d, d), standard deviations (d,), and names or None."""
     matrix, names = checked(covariance)
-    sd = np.sqrt(np.diag(matrix))
-    matrix = matrix / np.outer(sd, sd)
-    np.fill_diagonal(matrix, 1.0)
-    return matrix, sd, names
+    return *standardised(matrix), names
+
+
+def diagonal(matrix):
+    """Diagonals (..., d) of matrices (..., d, d), to be read only."""
+    return np.diagonal(matrix, axis1=-2, axis2=-1)
+
+
+def with_diagonal(matrix, values):
+    """The matrices (..., d, d), changed in place, with these diagonals: (..., d) or a number."""
+    i = np.arange(matrix.shape[-1])
+    matrix[..., i, i] = values
+    return matrix
+
+
+def outer(vector):
+    """v v' (..., d, d) of vectors (..., d)."""
+    return vector[..., :, None] * vector[..., None, :]
+
+
+def standardised(covariance):
+    """Correlations (..., d, d) and standard deviations (..., d) of covariances of live assets; not checked."""
+    sd = np.sqrt(diagonal(covariance))
+    return with_diagonal(covariance / outer(sd), 1.0), sd
 
 
 def semidefinite(eigenvalues):
-    """Eigenvalues (d,), ascending, without the negative ones of rounding; refuses real negative ones."""
-    if eigenvalues[0] < -_TOLERANCE * eigenvalues[-1]:
+    """Eigenvalues (..., d), ascending, without the negative ones of rounding; refuses real negative ones."""
+    least = eigenvalues[..., 0]
+    if (least < -_TOLERANCE * eigenvalues[..., -1]).any():
         raise ValueError(
             f"expected a positive semi-definite covariance, got a smallest correlation eigenvalue of "
-            f"{eigenvalues[0]:.3g}; estimate it from complete rows (pairwise estimates are not PSD)."
+            f"{least.min():.3g}; estimate it from complete rows (pairwise estimates are not PSD)."
         )
     return np.maximum(eigenvalues, 0.0)
 
 
 def unit_diagonal(matrix):
-    """Correlation (d, d) of a symmetric matrix, exactly symmetric with ones on its diagonal."""
-    sd = np.sqrt(np.diag(matrix))
-    matrix = (matrix + matrix.T) / (2 * np.outer(sd, sd))
-    np.fill_diagonal(matrix, 1.0)
-    return matrix
+    """Correlations (..., d, d) of symmetric matrices, exactly symmetric with ones on the diagonal."""
+    sd = np.sqrt(diagonal(matrix))
+    return with_diagonal((matrix + matrix.swapaxes(-1, -2)) / (2 * outer(sd)), 1.0)
 
 
 def correlation_from_covariance(covariance):

@@ -14,7 +14,7 @@ from scipy.special import gammaln
 
 from finediff.covariance.clean import shrunk_correlation
 from finediff.covariance.estimators import CovarianceEstimator, live_variances, sample_covariance
-from finediff.covariance.matrix import rescale
+from finediff.covariance.matrix import diagonal, outer, rescale, with_diagonal
 
 
 class ConstantCorrelationShrinkage(CovarianceEstimator):
@@ -38,27 +38,29 @@ class ConstantCorrelationShrinkage(CovarianceEstimator):
     appendix B. The published formula divides S by n; the a found so is applied to S divided by n - 1.
     """
 
+    _closed_form = True
+
     def _estimate(self, rows, n_samples):
-        n, d = rows.shape
-        S = rows.T @ rows / n
+        n, d = rows.shape[-2:]
+        S = rows.swapaxes(-1, -2) @ rows / n
         variance = live_variances(S)
         sd = np.sqrt(variance)
-        self.shrinkage_, self.correlation_ = 0.0, 0.0
+        a, r = np.zeros(rows.shape[:-2]), np.zeros(rows.shape[:-2])
         if d > 1:
-            correlation = S / np.outer(sd, sd)
-            r = (correlation.sum() - d) / (d * (d - 1))
-            target = r * np.outer(sd, sd)
-            np.fill_diagonal(target, variance)
+            r = ((S / outer(sd)).sum(axis=(-2, -1)) - d) / (d * (d - 1))
+            target = with_diagonal(r[..., None, None] * outer(sd), variance)
             squares = rows**2
-            pi = squares.T @ squares / n - S**2
+            pi = squares.swapaxes(-1, -2) @ squares / n - S**2
             # theta_ij: asymptotic covariance of s_ii with s_ij.
-            theta = (squares * rows).T @ rows / n - variance[:, None] * S
-            np.fill_diagonal(theta, 0.0)
-            rho = np.trace(pi) + r * (theta * np.outer(1 / sd, sd)).sum()
-            gamma = ((target - S) ** 2).sum()
-            a = (pi.sum() - rho) / (n * gamma) if gamma > 0 else 1.0
-            self.shrinkage_, self.correlation_ = float(np.clip(a, 0.0, 1.0)), float(r)
-            S = (1 - self.shrinkage_) * S + self.shrinkage_ * target
+            theta = (squares * rows).swapaxes(-1, -2) @ rows / n - variance[..., :, None] * S
+            theta = with_diagonal(theta, 0.0) * (sd[..., None, :] / sd[..., :, None])
+            rho = diagonal(pi).sum(axis=-1) + r * theta.sum(axis=(-2, -1))
+            gamma = ((target - S) ** 2).sum(axis=(-2, -1))
+            wanted = (pi.sum(axis=(-2, -1)) - rho) / (n * np.where(gamma > 0, gamma, 1.0))
+            a = np.where(gamma > 0, np.clip(wanted, 0.0, 1.0), 1.0)
+            S = (1 - a[..., None, None]) * S + a[..., None, None] * target
+        if rows.ndim == 2:
+            self.shrinkage_, self.correlation_ = float(a), float(r)
         return S * (n / (n_samples - 1))
 
 

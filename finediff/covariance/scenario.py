@@ -14,14 +14,65 @@ from sklearn.utils.validation import validate_data
 from finediff.covariance.matrix import correlation_from_covariance, refuse_holes, rescale
 
 
+_TILE = 128  # assets centred at once where only their variances are wanted
+
+
+class RunningMoments:
+    """Mean and spread of rows that arrive in chunks, by the pairwise update of Chan, Golub, LeVeque (1983).
+
+    delta = mean_b - mean_a,  m = m_a + m_b,  mean = mean_a + delta m_b/m,  S = S_a + S_b + delta delta^T m_a m_b/m
+
+    Each chunk is centred on its own mean, in float64, so that no difference of large squares is taken.
+
+    Parameters
+    ----------
+    d : int
+        Number of assets.
+    full : bool
+        Whether the whole covariance is kept, or the variances alone.
+
+    Attributes
+    ----------
+    count : int
+    mean : (d,) array
+    scatter : (d, d) array, or (d,)
+        Sums of products about the mean.
+    """
+
+    def __init__(self, d, full=True):
+        self.full, self.count = full, 0
+        self.mean, self.scatter = np.zeros(d), np.zeros((d, d) if full else d)
+
+    def update(self, columns, centre=None):
+        """Take in assets x rows (d, k), k at least 1; ``centre`` (d,) is their mean where it is known already."""
+        k = columns.shape[1]
+        centre = columns.mean(axis=1, dtype=np.float64) if centre is None else centre
+        delta, between = centre - self.mean, self.count * k / (self.count + k)
+        if self.full:
+            columns = columns - centre[:, None]
+            self.scatter += columns @ columns.T
+            self.scatter += np.outer(delta, delta) * between
+        else:
+            for start in range(0, len(columns), _TILE):
+                part = slice(start, start + _TILE)
+                piece = columns[part] - centre[part, None]
+                self.scatter[part] += np.einsum("ij,ij->i", piece, piece)
+            self.scatter += delta**2 * between
+        self.mean += delta * (k / (self.count + k))
+        self.count += k
+
+    def covariance(self):
+        """(d, d), or the variances (d,); divided by count - 1, NaN for fewer than two rows."""
+        return self.scatter / (self.count - 1) if self.count > 1 else np.full_like(self.scatter, np.nan)
+
+
 def streaming_moments(chunks):
     """Mean and covariance of rows that arrive in chunks, without keeping them.
 
     Parameters
     ----------
     chunks : iterable of (k, d) arrays
-        Each is centred on its own mean and merged by the pairwise update of Chan, Golub, LeVeque (1983), in
-        float64, so that no difference of large squares is taken.
+        Merged as `RunningMoments` does.
 
     Returns
     -------
@@ -35,21 +86,17 @@ def streaming_moments(chunks):
     ValueError
         If fewer than two rows arrive.
     """
-    count, mean, scatter = 0, 0.0, 0.0
+    moments = None
     for rows in chunks:
         rows = np.asarray(rows, np.float64)
-        k = len(rows)
-        if k == 0:
+        if len(rows) == 0:
             continue
-        centre = rows.mean(axis=0)
-        rows = rows - centre
-        delta = centre - mean
-        scatter = scatter + rows.T @ rows + np.outer(delta, delta) * (count * k / (count + k))
-        mean = mean + delta * (k / (count + k))
-        count += k
+        moments = RunningMoments(rows.shape[1]) if moments is None else moments
+        moments.update(rows.T)
+    count = 0 if moments is None else moments.count
     if count < 2:
         raise ValueError(f"expected at least two rows for a covariance, got {count}.")
-    return count, mean, scatter / (count - 1)
+    return count, moments.mean, moments.covariance()
 
 
 class ScenarioCovariance(BaseEstimator):

@@ -12,7 +12,7 @@
     null space  N < d: those d - N eigenvalues become 1/((c - 1) mean mu)
     thinned     c near 1: delta_i = mean over random sets of m < N rows of u_i' (their shrunk covariance) u_i
 
-All keep the trace. Units: those of the eigenvalues, (return per period)^2 or none for a correlation.
+All keep the trace. Eigenvalues are the last axis: those of many matrices are done in one go. Units: those of the eigenvalues, (return per period)^2 or none for a correlation.
 """
 
 import numpy as np
@@ -23,28 +23,30 @@ _FLOOR = 1e-12  # of the largest eigenvalue: a collinear asset has zero, and 1/0
 
 def _inverse(eigenvalues, n):
     """1/lambda of the min(d, N) largest."""
-    top = eigenvalues[max(0, len(eigenvalues) - n) :]
-    return 1 / np.maximum(top, _FLOOR * top[-1])
+    top = eigenvalues[..., max(0, eigenvalues.shape[-1] - n) :]
+    return 1 / np.maximum(top, _FLOOR * top[..., -1:])
 
 
 def _with_null_space(delta, inverse, d, n):
-    """Put the common value of the null space before delta (N,)."""
-    return np.concatenate([np.full(d - n, 1 / ((d / n - 1) * inverse.mean())), delta])
+    """Put the common value of the null space before delta (..., N)."""
+    null = 1 / ((d / n - 1) * inverse.mean(axis=-1, keepdims=True))
+    return np.concatenate([np.repeat(null, d - n, axis=-1), delta], axis=-1)
 
 
 def quadratic_inverse(eigenvalues, n, least_bandwidth=0.0):
-    """Ledoit and Wolf (2022): (d,) ascending eigenvalues and N effective rows -> (d,), before the trace.
+    """Ledoit and Wolf (2022): (..., d) ascending eigenvalues and N effective rows -> (..., d), before the trace.
 
     Its bandwidth, relative to an eigenvalue, may be bounded from below.
     """
-    d = len(eigenvalues)
+    d = eigenvalues.shape[-1]
     c = d / n
     h = max(min(c**2, c**-2) ** 0.35 / d**0.35, least_bandwidth)
     mu = _inverse(eigenvalues, n)
-    gap = mu[:, None] - mu
-    D = gap**2 + (h * mu[:, None]) ** 2
-    theta = (mu[:, None] * gap / D).mean(axis=0)
-    A = theta**2 + (h * mu[:, None] ** 2 / D).mean(axis=0) ** 2
+    column = mu[..., :, None]
+    gap = column - mu[..., None, :]
+    D = gap**2 + (h * column) ** 2
+    theta = (column * gap / D).mean(axis=-2)
+    A = theta**2 + (h * column**2 / D).mean(axis=-2) ** 2
     if d <= n:
         return 1 / (mu * ((1 - c) ** 2 + 2 * c * (1 - c) * theta + c**2 * A))
     return _with_null_space(1 / (mu * A), mu, d, n)
@@ -52,25 +54,25 @@ def quadratic_inverse(eigenvalues, n, least_bandwidth=0.0):
 
 def analytical(eigenvalues, n):
     """Ledoit and Wolf (2020), the same arguments; its kernel has a support of sqrt 5 bandwidths."""
-    d = len(eigenvalues)
+    d = eigenvalues.shape[-1]
     c, h = d / n, n ** (-1 / 3)
     value = 1 / _inverse(eigenvalues, n)
-    width = h * value
-    x = (value[:, None] - value) / width
-    f = (3 / (4 * np.sqrt(5)) * np.maximum(1 - x**2 / 5, 0) / width).mean(axis=1)
+    width = h * value[..., None, :]
+    x = (value[..., :, None] - value[..., None, :]) / width
+    f = (3 / (4 * np.sqrt(5)) * np.maximum(1 - x**2 / 5, 0) / width).mean(axis=-1)
     H = _epanechnikov_hilbert(x)
-    H = (H / width).mean(axis=1)
+    H = (H / width).mean(axis=-1)
     if d <= n:
         return value / ((np.pi * c * value * f) ** 2 + (1 - c - np.pi * c * value * H) ** 2)
     reach = np.sqrt(5) * h
     tail = np.log(np.abs((1 + reach) / (1 - reach)))
     H0 = (
         (3 / (10 * h**2) + 3 / (4 * np.sqrt(5) * h) * (1 - 1 / (5 * h**2)) * tail)
-        * (1 / value).mean()
+        * (1 / value).mean(axis=-1, keepdims=True)
         / np.pi
     )
-    null = 1 / (np.pi * (c - 1) * H0)
-    return np.concatenate([np.full(d - n, null), 1 / (np.pi**2 * value * (f**2 + H**2))])
+    null = np.repeat(1 / (np.pi * (c - 1) * H0), d - n, axis=-1)
+    return np.concatenate([null, 1 / (np.pi**2 * value * (f**2 + H**2))], axis=-1)
 
 
 def _epanechnikov_hilbert(x):
@@ -88,14 +90,16 @@ def _epanechnikov_hilbert(x):
 
 def rotationally_invariant(eigenvalues, n):
     """Bun, Bouchaud and Potters (2016, 2017), the same arguments; Gamma where N > d."""
-    d = len(eigenvalues)
-    c, mean = d / n, eigenvalues.mean()
-    value = np.maximum(eigenvalues, _FLOOR * eigenvalues[-1]) / mean
-    top = value[max(0, d - n) :]
+    d = eigenvalues.shape[-1]
+    c, mean = d / n, eigenvalues.mean(axis=-1, keepdims=True)
+    value = np.maximum(eigenvalues, _FLOOR * eigenvalues[..., -1:]) / mean
+    null = max(0, d - n)
+    top = value[..., null:]
     z = top - 1j / np.sqrt(d)
-    apart = z[:, None] - value
-    np.fill_diagonal(apart[:, max(0, d - n) :], np.inf)
-    s = (1 / apart).mean(axis=1)
+    apart = z[..., :, None] - value[..., None, :]
+    itself = np.arange(d - null)
+    apart[..., itself, null + itself] = np.inf
+    s = (1 / apart).mean(axis=-1)
     delta = top / np.abs(1 - c + c * z * s) ** 2
     if d > n:
         return mean * _with_null_space(delta, 1 / top, d, n)
@@ -103,12 +107,12 @@ def rotationally_invariant(eigenvalues, n):
 
 
 def _inverse_wishart_bias(value, z, c):
-    """Gamma (d,): the true shrinkage of an inverse-Wishart spectrum with this smallest eigenvalue, over RIE's."""
-    least = value[0]
+    """Gamma (..., d): the true shrinkage of an inverse-Wishart spectrum with this smallest eigenvalue, over RIE's."""
+    least = value[..., :1]
     room = (1 - c - least) ** 2 - 4 * c * least
     # From the Marchenko-Pastur edge upwards the spectrum is narrower than noise: the identity, kappa = inf.
-    kappa = 2 * least / room if room > 0 and least < 1 - c else np.inf
-    kappa = min(kappa, 1e8)
+    wider = (room > 0) & (least < 1 - c)
+    kappa = np.minimum(np.where(wider, 2 * least / np.where(wider, room, 1.0), np.inf), 1e8)
     half = np.sqrt((2 * kappa + 1) * (2 * c * kappa + 1)) / kappa
     lower, upper = 1 + c + 1 / kappa - half, 1 + c + 1 / kappa + half
     g = z * (1 + 1 / kappa) - (1 - c) - np.sqrt(z - lower) * np.sqrt(z - upper)
@@ -124,35 +128,35 @@ def _thinned(formula, eigenvalues, n, rounds=8):
     orthonormal columns, whatever Sigma is. At N = d the density of the eigenvalues diverges at zero and every
     formula above divides by it; m rows with d/m = 1.25 or more are far from there.
     """
-    d = len(eigenvalues)
+    d = eigenvalues.shape[-1]
     rank, m = min(n, d), max(1, int(_NEAR * min(n, d)))
-    root = np.sqrt(n * eigenvalues[d - rank :])
+    root = np.sqrt(n * eigenvalues[..., None, d - rank :])
     rng = np.random.default_rng(0)  # fixed: the same covariance in, the same out
-    delta = np.zeros(d)
+    delta = np.zeros(eigenvalues.shape)
     for _ in range(rounds):
         Q = np.linalg.qr(rng.standard_normal((n, rank)))[0]
-        rows = np.zeros((m, d))
-        rows[:, d - rank :] = Q[:m] * root
-        thin, U = np.linalg.eigh(rows.T @ rows / m)
-        delta += U**2 @ formula(np.maximum(thin, 0.0), m)
+        rows = np.zeros((*eigenvalues.shape[:-1], m, d))
+        rows[..., d - rank :] = Q[:m] * root
+        thin, U = np.linalg.eigh(rows.swapaxes(-1, -2) @ rows / m)
+        delta += (U**2 @ formula(np.maximum(thin, 0.0), m)[..., None])[..., 0]
     return delta / rounds
 
 
 def shrink(formula, eigenvalues, n):
-    """Shrunk eigenvalues (d,) with the trace of the given ones, safe for every N >= 1.
+    """Shrunk eigenvalues (..., d) with the trace of the given ones, safe for every N >= 1.
 
     Parameters
     ----------
-    formula : callable (eigenvalues, N) -> (d,)
+    formula : callable (eigenvalues, N) -> (..., d)
         One of `quadratic_inverse`, `analytical`, `rotationally_invariant`.
-    eigenvalues : (d,) array
+    eigenvalues : (..., d) array
         Ascending, not negative, not all zero.
     n : int
         N, the rows less one for the mean.
     """
-    d = len(eigenvalues)
+    d = eigenvalues.shape[-1]
     if d == 1:
         return eigenvalues
     near = _NEAR < d / n < 1 / _NEAR
     delta = _thinned(formula, eigenvalues, n) if near else formula(eigenvalues, n)
-    return delta * (eigenvalues.sum() / delta.sum())
+    return delta * (eigenvalues.sum(axis=-1, keepdims=True) / delta.sum(axis=-1, keepdims=True))
