@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -359,3 +360,22 @@ def test_a_mean_that_was_taken_for_zero_is_not_believed():
     weights = walk_forward(rows, given, **SETTINGS).weights
     for name in given:
         assert weights.loc[name].iloc[:, 3:].sum(axis=1).mean() > 0.6
+
+
+class Grumbling(LedoitWolf):
+    """Warns at every fit, each time of another row."""
+
+    def fit(self, X, y=None):
+        warnings.warn(f"a spell that ends at {X.index[-1].date()}", RuntimeWarning, stacklevel=2)
+        return super().fit(X)
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_warnings_of_every_fit_are_told_once(n_jobs):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        walk_forward(panel(), {"grumbling": Grumbling(), "quiet": LedoitWolf()}, n_jobs=n_jobs, **SETTINGS)
+    mine = [str(one.message) for one in heard if one.category is RuntimeWarning]
+    assert mine == [
+        "grumbling: a spell that ends at 2001-05-18 (14 warnings of 1 strategy; this is the first.)"
+    ]

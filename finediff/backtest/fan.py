@@ -109,9 +109,12 @@ def run(task):
         (k,) weights of the eligible assets, or the arguments that `Strategy.weights` is to be called with.
     seconds : list of float
         CPU time of each.
+    heard : list of (type, str)
+        Warnings: a refit at every date repeats itself hundreds of times, so they are told together.
     """
     results, seconds = [], []
-    with threadpool_limits(1):
+    with threadpool_limits(1), warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
         histories = [
             task.rows.iloc[start:stop] if mask.all() else task.rows.iloc[start:stop].loc[:, mask]
             for (start, stop), mask in zip(task.spans, task.eligible, strict=True)
@@ -132,7 +135,30 @@ def run(task):
                 raise failure(task.name, history.index[-1], error) from error
             results.append(found)
             seconds.append(time.process_time() - began)
-    return results, seconds
+    return results, seconds, [(one.category, str(one.message)) for one in heard if _meant(one.category)]
+
+
+def _meant(category):
+    """Whether a warning is for whoever runs the back-test."""
+    return not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+
+
+def tell(heard):
+    """One warning for many.
+
+    Parameters
+    ----------
+    heard : list of (str, type, str)
+        Strategy, category and text of each.
+    """
+    if not heard:
+        return
+    name, category, text = heard[0]
+    others = ""
+    if len(heard) > 1:
+        strategies = len({one[0] for one in heard})
+        others = f" ({len(heard)} warnings of {strategies} strateg{'y' if strategies == 1 else 'ies'}; this is the first.)"
+    warnings.warn(f"{name}: {text}{others}", category, stacklevel=3)
 
 
 def fan_out(tasks, n_jobs=1, backend="loky") -> Iterator:
@@ -150,7 +176,7 @@ def fan_out(tasks, n_jobs=1, backend="loky") -> Iterator:
 
     Yields
     ------
-    results, seconds
+    results, seconds, heard
         As `run` returns them.
 
     Raises

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from finediff.backtest.fan import Task, batch_size, failure, fan_out
+from finediff.backtest.fan import Task, batch_size, failure, fan_out, tell
 from finediff.backtest.holding import charge, hold, trade
 from finediff.backtest.inputs import check_panel, check_strategies, per_asset
 from finediff.backtest.result import WalkForward
@@ -124,16 +124,18 @@ def walk_forward(
         kept = Store(store, returns, chosen, settings)
         walk.restore(kept.load())
     tasks = walk.tasks(batch_size(len(windows), n_jobs, batch))
-    done, total = walk.n_done, len(windows) * len(chosen)
+    done, total, heard = walk.n_done, len(windows) * len(chosen), []
     with _bar(progress)(range(done, total)) as steps:
         ticks = iter(steps)
         next(ticks, None)  # a step counts as done when the next is asked for
-        for task, (results, seconds) in zip(tasks, fan_out(tasks, n_jobs, backend), strict=True):
+        for task, (results, seconds, said) in zip(tasks, fan_out(tasks, n_jobs, backend), strict=True):
+            heard += [(task.name, *one) for one in said]
             weights = walk.take(task, results, seconds)
             if kept is not None:
                 kept.save(task.number, task.windows, weights, walk.seconds[task.number, list(task.windows)])
             for _ in task.windows:
                 next(ticks, None)
+    tell(heard)
     result = walk.result()
     if kept is not None:
         kept.finish(result.returns, result.weights)
