@@ -112,6 +112,40 @@ def test_normal_margins_reach_the_end_of_the_interval_and_few_rows_stay_finite()
         assert ((scale >= 1e-3) & (scale < 10) & (dof >= 2.05) & (dof <= 100)).all()
 
 
+@pytest.mark.filterwarnings("ignore::finediff.panel.PanelWarning")
+@pytest.mark.parametrize("share", [0.7, 0.9])
+@pytest.mark.parametrize("jitter", [0.0, 1e-5])
+def test_a_stale_price_keeps_its_spread_and_leaves_the_others_alone(share, jitter, tmp_path):
+    """Its t would have 1/150 of the standard deviation, and minimum risk would buy nothing else."""
+    n, m, rng = 500, 40_000, np.random.default_rng(0)
+    X = planted(5, n)
+    moves = (rng.uniform(size=n) >= share) * 0.05 * rng.standard_normal(n) + jitter * rng.standard_normal(n)
+    plain, beside = CopulaGenerator().fit(X), CopulaGenerator(random_state=0).fit(np.c_[X, moves])
+    for name in ("location", "scale", "dof"):
+        np.testing.assert_array_equal(getattr(beside.margins_, name)[:4], getattr(plain.margins_, name))
+    assert list(beside.margins_.stale) == [4]
+    draws = beside.sample(m)
+    squares = (moves - moves.mean()) ** 2  # the standard error of the panel's own variance
+    gap = draws[:, 4].var() - squares.mean()
+    assert abs(gap) < squares.std() / np.sqrt(n)
+    if not jitter:
+        assert abs((draws[:, 4] == 0).mean() - (moves == 0).mean()) < 0.02
+    # Of the others alone: whatever the stale one does.
+    shifted = np.c_[X, moves + 0.1]
+    values = beside.log_density(np.c_[X, moves])
+    np.testing.assert_array_equal(values, beside.log_density(shifted))
+    assert np.isfinite(values).all()
+    loaded = CopulaGenerator.load(beside.save(tmp_path / "saved"))
+    np.testing.assert_array_equal(loaded.sample(50), beside.sample(50))
+
+
+def test_ordinary_returns_keep_their_t():
+    """Heavy tails are no stale price, nor are the ties of coarse quotes."""
+    X = 0.01 * np.random.default_rng(0).standard_t(3, (500, 100))
+    for rows in (X, np.round(X, 3)):
+        assert not len(CopulaGenerator(family="gaussian").fit(rows).margins_.stale)
+
+
 # ---------------------------------------------------------------------------------------- density
 
 

@@ -480,6 +480,35 @@ def test_loading_gives_back_the_summary_of_the_fit(fitted, tmp_path):
     assert loaded.fit_.log_likelihoods == fitted.fit_.log_likelihoods
 
 
+def test_the_exact_score_is_built_once_a_fit(monkeypatch, tmp_path):
+    """... however often it is asked for, anew after a refit or loading, and it is not among what is saved."""
+    built, build = [], FactorDiffusionGenerator._model
+
+    def counted(self, *args, **kwargs):
+        built.append(1)
+        return build(self, *args, **kwargs)
+
+    monkeypatch.setattr(FactorDiffusionGenerator, "_model", counted)
+    X, Y = panel(200), panel(200, seed=9)
+    generator = factor(n_factors=1, residual=False).fit(X)
+    first, again = generator.mean_, generator.mean_
+    generator.factors(X)
+    generator.sample(5, stress={NAMES[0]: -0.05})
+    assert len(built) == 1
+    np.testing.assert_array_equal(first, again)
+    generator.fit(Y)
+    fresh = factor(n_factors=1, residual=False).fit(Y)
+    np.testing.assert_array_equal(generator.mean_, fresh.mean_)
+    np.testing.assert_array_equal(generator.factors(X), fresh.factors(X))
+    assert np.abs(generator.mean_ - first).max() > 0
+    assert not [name for name in generator._arrays() if "base" in name]
+    loaded = ScenarioGenerator.load(generator.save(tmp_path / "saved"))
+    built.clear()
+    np.testing.assert_array_equal(loaded.mean_, generator.mean_)
+    np.testing.assert_array_equal(loaded.factors(X), generator.factors(X))
+    assert not built
+
+
 def test_same_seed_same_bits():
     small = {"n_factors": 3, "levels": 12}
     one, again, other = (factor(**small, random_state=s).fit(separate(1000, 1)) for s in (0, 0, 1))

@@ -11,6 +11,7 @@ from scipy import stats
 from sklearn.exceptions import NotFittedError
 
 from finediff.covariance import streaming_moments
+from finediff.covariance.scenario import RunningMoments
 from finediff.generators import (
     BootstrapGenerator,
     GaussianGenerator,
@@ -326,14 +327,34 @@ def test_moments_are_those_of_the_files(tmp_path, shift):
 
 
 def test_moments_far_from_zero_survive_merging():
-    moments = {full: stream._Moments(2, full) for full in (False, True)}
+    moments = {full: RunningMoments(2, full) for full in (False, True)}
     rows = 1e6 + np.random.default_rng(0).standard_normal((1000, 2))
     for part in np.array_split(rows, 7):
         for one in moments.values():
             one.update(np.ascontiguousarray(part.T))
     for one in moments.values():
-        found = one.result(None, None).standard_deviation
+        found = stream._dataset(None, one, None).standard_deviation
         np.testing.assert_allclose(found, rows.std(0, ddof=1), rtol=1e-9)
+
+
+def test_files_and_covariances_merge_by_one_formula(tmp_path, monkeypatch):
+    """To the last bits of the rows' layout; and a chunk that the one home forgets is missed in both."""
+    written = recorder().sample_to(tmp_path / "s", 950, chunk=100, covariance=True)
+    count, mean, covariance = streaming_moments(recorder().sample_chunks(950, chunk=100))
+    assert count == written.n_samples
+    np.testing.assert_allclose(written.mean, mean, rtol=1e-12, atol=1e-18)
+    np.testing.assert_allclose(written.covariance, covariance, rtol=1e-12, atol=1e-18)
+    update, seen = RunningMoments.update, []
+
+    def forgetful(self, columns, centre=None):
+        seen.append(columns.shape)
+        if len(seen) % 10 != 1:
+            update(self, columns, centre)
+
+    monkeypatch.setattr(RunningMoments, "update", forgetful)
+    assert recorder().sample_to(tmp_path / "t", 950, chunk=100).mean is not None
+    assert streaming_moments(recorder().sample_chunks(950, chunk=100))[0] == 850
+    assert len(seen) == 20
 
 
 def test_one_scenario_has_a_mean_alone(tmp_path):

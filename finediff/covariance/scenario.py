@@ -13,7 +13,6 @@ from sklearn.utils.validation import validate_data
 
 from finediff.covariance.matrix import correlation_from_covariance, refuse_holes, rescale
 
-
 _TILE = 128  # assets centred at once where only their variances are wanted
 
 

@@ -10,7 +10,7 @@ nu and R come from the scores of the training rows (inference functions for marg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -25,6 +25,7 @@ from finediff.generators.classical import _mahalanobis, _root, _standardise
 
 _LEAST, _MOST = 2.05, 100.0  # degrees of freedom: a finite variance, and nearly a normal law
 _NARROWEST = 1e-3  # scale of a margin in its sd: rows that are mostly one value have no likeliest scale
+_ATOM = 0.2  # of the returns at one value: more than ties of coarse prices, a law without density
 _REWEIGHTINGS = 3  # of the rows of scores: ten would move a held-out likelihood by 2e-5 nats (20 assets)
 
 
@@ -33,11 +34,15 @@ class StudentMargins:
     """Student t law of each asset; scale 0 and dof inf for one that never moved.
 
     location, scale : (d,), in the units of the returns;  dof : (d,)
+    stale : (s,), numbers of the assets that no t describes: their location, scale and dof are NaN
+    observed : (n, s), the returns of those, ascending
     """
 
     location: np.ndarray
     scale: np.ndarray
     dof: np.ndarray
+    stale: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    observed: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclass(frozen=True)
@@ -57,13 +62,19 @@ class CopulaGenerator(ScenarioGenerator):
     correlation of a t copula is estimated from the scores weighted by (nu + d)/(nu + q), as in the maximum
     likelihood of a multivariate t, nu by the likelihood of the copula profiled over it.
 
+    Where a price is stale and most returns are 0, the likelihood of a t grows without end as its scale shrinks (once
+    that share exceeds m/(1 + m)), and the asset would seem riskless. Such an asset gets its observed quantiles instead,
+    as with ``margins="empirical"``. It is one for which a fifth of the returns have one value and the t's standard
+    deviation is off by a factor above 3/2, or whose t ends at the least dof with less than half of the standard
+    deviation (nearly equal returns). The others keep their t.
+
     Parameters
     ----------
     family : {"t", "gaussian"}
         A t copula lets assets crash together; a Gaussian one has no tail dependence.
     margins : {"t", "empirical"}
         Student t by maximum likelihood (dof from 2.05 to 100), or the observed quantiles, interpolated: then no
-        scenario leaves the range that an asset has shown, and there is no density.
+        scenario leaves the range that an asset has shown, and there is no density. "t" has exceptions, see above.
     correlation : scikit-learn covariance estimator, optional
         Fitted on the (weighted) scores, whose mean is 0, and scaled to a correlation; anything with
         ``covariance_`` or ``get_covariance()``, such as `sklearn.decomposition.FactorAnalysis`.
@@ -78,7 +89,8 @@ class CopulaGenerator(ScenarioGenerator):
     correlation_ : (d, d)
         R of the copula; 0 between an asset that never moved and the others.
     margins_ : StudentMargins or EmpiricalMargins
-        location, scale and dof, each (d,); or the observed returns, ascending, (n, d).
+        location, scale and dof, each (d,), and the observed returns of ``stale`` assets; or those of all, ascending,
+        (n, d).
 
     References
     ----------
@@ -117,14 +129,23 @@ class CopulaGenerator(ScenarioGenerator):
         moving = scale > 0
         if self.margins == "t":
             location, width, dof = _fit_student_margins(Z)
-            self.margins_ = StudentMargins(mean, scale, np.full(len(scale), np.inf))
+            stale = _misdescribed(X[:, moving], width, dof)
+            numbers = np.flatnonzero(moving)[stale]
+            self.margins_ = StudentMargins(
+                mean, scale, np.full(len(scale), np.inf), numbers, np.sort(X[:, numbers], axis=0)
+            )
             self.margins_.location[moving] += location * scale[moving]
             self.margins_.scale[moving] *= width
             self.margins_.dof[moving] = dof
+            for parameter in (self.margins_.location, self.margins_.scale, self.margins_.dof):
+                parameter[numbers] = np.nan
             z = (Z - location) / width
+            p = (rankdata(X[:, numbers], axis=0) - 0.5) / len(X)
 
             def scores(nu):
-                return _carry(z, dof, nu)
+                y = _carry(z, dof, nu)
+                y[:, stale] = _quantile(p, nu)
+                return y
 
         else:
             self.margins_ = EmpiricalMargins(np.sort(X, axis=0))
@@ -182,10 +203,13 @@ class CopulaGenerator(ScenarioGenerator):
             rows = np.tile(self.margins_.location, (n, 1))
             z = _carry(y[:, moving], self.dof_, self.margins_.dof[moving])
             rows[:, moving] += z * self.margins_.scale[moving]
+            stale = self.margins_.stale
+            if len(stale):
+                rows[:, stale] = _observed_quantiles(
+                    _cumulative(y[:, stale], self.dof_), self.margins_.observed
+                )
             return rows
-        values = self.margins_.values
-        p, knots = _cumulative(y, self.dof_), (np.arange(len(values)) + 0.5) / len(values)
-        return np.column_stack([np.interp(p[:, j], knots, values[:, j]) for j in range(d)])
+        return _observed_quantiles(_cumulative(y, self.dof_), self.margins_.values)
 
     def log_density(self, X):
         """Log density of returns under the fitted law.
@@ -199,7 +223,8 @@ class CopulaGenerator(ScenarioGenerator):
         -------
         (n,)
             Nats per row, in the units of the returns: a panel in percent has d log(100) fewer. An asset that
-            never moved in the fit has no density and no part; a row in which it moves is impossible, -inf.
+            never moved in the fit has no density and no part; a row in which it moves is impossible, -inf. A
+            stale asset has no density either: the value is that of the others.
 
         Raises
         ------
@@ -211,21 +236,41 @@ class CopulaGenerator(ScenarioGenerator):
             raise ValueError("expected margins='t' for a density, got empirical margins, which have none")
         X = validate_data(self, X, reset=False, dtype=np.float64)
         location, scale, dof = self.margins_.location, self.margins_.scale, self.margins_.dof
-        moving = scale > 0
+        moving, still = scale > 0, scale == 0  # neither: NaN, where no t was fitted
+        if not moving.any():
+            raise ValueError(
+                "expected an asset with a density, got stale prices alone: most returns are one value"
+            )
         z = (X[:, moving] - location[moving]) / scale[moving]
         R = self.correlation_[np.ix_(moving, moving)]
         value = _log_copula(_carry(z, dof[moving], self.dof_), R, self.dof_)
         value += _log_t(z**2, 2 * np.log(scale[moving]), dof[moving], 1).sum(1)
-        return np.where((X[:, ~moving] == location[~moving]).all(1), value, -np.inf)
+        return np.where((X[:, still] == location[still]).all(1), value, -np.inf)
 
     def _arrays(self):
-        margins = {f"margin_{name}": array for name, array in vars(self.margins_).items()}
+        margins = {f"margin_{name}": array for name, array in vars(self.margins_).items() if array.size}
         return {"dof": np.array([self.dof_]), "correlation": self.correlation_, **margins}
 
     def _restore(self, arrays):
         self.dof_, self.correlation_ = float(arrays["dof"][0]), arrays["correlation"]
         kind = StudentMargins if self.margins == "t" else EmpiricalMargins
         self.margins_ = kind(**{k[7:]: v for k, v in arrays.items() if k.startswith("margin_")})
+
+
+def _misdescribed(X, width, dof):
+    """(k,) whether the t of scale ``width``, in standard deviations of X (n, k), is none of a stale price's."""
+    ordered = np.sort(X, axis=0)
+    lag = int(np.ceil(_ATOM * len(X)))  # a run of more than so many equal values
+    atom = (ordered[lag:] == ordered[:-lag]).any(0)
+    sd = width * np.sqrt(dof / (dof - 2))
+    off = (sd < 2 / 3) | (sd > 3 / 2)
+    return atom & off | (dof < _LEAST * (1 + 1e-9)) & (sd < 1 / 2)
+
+
+def _observed_quantiles(p, values):
+    """Quantiles p (m, s) of the columns of values (n, s), ascending, interpolated."""
+    knots = (np.arange(len(values)) + 0.5) / len(values)
+    return np.column_stack([np.interp(p[:, j], knots, values[:, j]) for j in range(values.shape[1])])
 
 
 def _fit_student_margins(Z):

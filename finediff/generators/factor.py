@@ -131,7 +131,8 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     def _fit(self, X: np.ndarray, seed: int) -> None:
         self._check_arguments()
-        vars(self).pop("covariance_", None)
+        for of_the_last_fit in ("covariance_", "_base"):
+            vars(self).pop(of_the_last_fit, None)
         X = X[~np.isnan(X).all(1)]
         self.scaler_ = AssetScaler().fit(X)
         moving = self.scaler_.moving_
@@ -144,7 +145,7 @@ class FactorDiffusionGenerator(ScoreGenerator):
             if self.residual and self.n_factors_ and len(X) >= max(_LEAST_ROWS, 10 * self.n_factors_):
                 self._learn(z, torch.Generator(device=device).manual_seed(seed))
             self.fit_ = _shrunk(likeliest, len(X))
-            self.score_model_ = self._learned() if self.residual_ else self._model()
+            self.score_model_ = self._learned() if self.residual_ else self._base
             if self.residual_:
                 generator = torch.Generator(device=device).manual_seed(seed)
                 mean, covariance = change_of_moments(self.score_model_, _PILOT, generator)
@@ -206,6 +207,11 @@ class FactorDiffusionGenerator(ScoreGenerator):
     def _learned(self) -> FactorScore:
         axes, levels, weights = (self.residual_[name] for name in ("axes", "levels", "weights"))
         return with_residual(self._model(axes=axes), levels, weights)
+
+    @cached_property
+    def _base(self) -> FactorScore:
+        """The exact score of all assets, without the residual: built once a fit, and not saved."""
+        return self._model()
 
     def _model(self, assets=slice(None), axes=None) -> FactorScore:
         """The exact score of z, its factors turned to ``axes`` (k, k), rows.
@@ -280,7 +286,7 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     @property
     def mean_(self) -> np.ndarray:
-        model = self._model()
+        model = self._base
         z = model.mean + model.loadings @ self._change()[1]
         return self.scaler_.inverse_transform(z.cpu().numpy()[None])[0]
 
@@ -323,7 +329,7 @@ class FactorDiffusionGenerator(ScoreGenerator):
         rows = validate_data(self, X, dtype=np.float64, reset=False)
         z = torch.as_tensor(self.scaler_.transform(rows), device=self.score_model_.device)
         root, mean = self._change()
-        f = ((self._model().project(z) - mean) @ torch.linalg.inv(root)).cpu().numpy()
+        f = ((self._base.project(z) - mean) @ torch.linalg.inv(root)).cpu().numpy()
         return pd.DataFrame(f, index=X.index).add_prefix("factor ") if isinstance(X, pd.DataFrame) else f
 
     @property
@@ -361,7 +367,7 @@ class FactorDiffusionGenerator(ScoreGenerator):
 
     def _draw_stressed(self, model, A, low, high, condition, generator) -> torch.Tensor:
         if self.sampler is None:
-            return self._model().sample_given(A, low, high, generator)
+            return self._base.sample_given(A, low, high, generator)
         return super()._draw_stressed(model, A, low, high, condition, generator)
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -383,7 +389,7 @@ class FactorDiffusionGenerator(ScoreGenerator):
         fields["bic"] = float(fields["bic"])
         self.fit_ = FactorFit(**fields)
         self.residual_nats_ = float(arrays["residual_nats"][0])
-        self.score_model_, self.residual_ = self._model(), None
+        self.score_model_, self.residual_ = self._base, None
         if learned := part(arrays, "residual/"):
             self.residual_ = {k: torch.tensor(v, device=device) for k, v in learned.items()}
             self.score_model_ = self._learned()

@@ -1,9 +1,7 @@
 """More scenarios than fit into memory: drawn chunk by chunk, and written to a directory of Parquet files.
 
     chunk i of n/c:    rows i c .. (i + 1) c - 1, from a seed of its own, child i of the draw's SeedSequence
-    merging            delta = mean_b - mean_a,   m = m_a + m_b
-                       mean = mean_a + delta m_b/m,   S = S_a + S_b + delta delta^T m_a m_b/m
-                       (Chan, Golub, LeVeque 1983)
+    moments            of what is written, merged chunk by chunk (`finediff.covariance.scenario.RunningMoments`)
 
 The first scenarios of a long draw are therefore those of a short one with the same seed and chunk, and memory
 is that of a few chunks whatever the number of scenarios.
@@ -22,6 +20,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils.validation import check_is_fitted
 
+from finediff.covariance.scenario import RunningMoments
 from finediff.generators.checks import positive_integer
 from finediff.generators.training import progress_bar
 from finediff.provenance import manifest, refuse_foreign, whole_directory
@@ -181,7 +180,7 @@ class Streaming:
         path, dtype, d = Path(path), np.dtype(dtype), self.n_features_in_
         _refuse_place(path, n_samples * d * dtype.itemsize)
         names = [str(name) for name in getattr(self, "feature_names_in_", range(d))]
-        moments, count = _Moments(d, covariance), -(-n_samples // chunk)
+        moments, count = RunningMoments(d, full=covariance), -(-n_samples // chunk)
         with (
             whole_directory(path, marker=MARKER) as partial,
             _Parts(partial, names, n_samples, dtype, max(1, _FILE // (chunk * d * dtype.itemsize))) as parts,
@@ -192,7 +191,7 @@ class Streaming:
                 if dtype != np.float64:
                     rows = rows.astype(dtype)
                 columns = _transposed(np.asarray(rows))
-                moments.update(columns)
+                moments.update(columns, _centre(columns))
                 parts.write(columns)
                 for one in statistics:
                     one.update(rows)
@@ -200,7 +199,7 @@ class Streaming:
             parts.close()
             about = self._about_dataset(random_state, parts, chunk, dtype)
             (partial / MARKER).write_text(json.dumps(about, indent=2) + "\n")
-        return moments.result(path, names if hasattr(self, "feature_names_in_") else None)
+        return _dataset(path, moments, names if hasattr(self, "feature_names_in_") else None)
 
     def _about_dataset(self, random_state, parts: _Parts, chunk: int, dtype: np.dtype) -> dict:
         seed = self.random_state if random_state is None else random_state
@@ -274,43 +273,25 @@ class _Parts:
         self.close()
 
 
-class _Moments:
-    """Mean and spread, merged chunk by chunk."""
+def _centre(columns: np.ndarray) -> np.ndarray:
+    """Means (d,) of scenarios (d, k), or ValueError where one is not finite."""
+    centre = columns.mean(axis=1, dtype=np.float64)
+    if not np.isfinite(centre).all():
+        raise ValueError(
+            f"expected finite scenarios, got NaN or infinity for asset number {int(np.argmin(np.isfinite(centre)))}: "
+            "check the panel, and choose dtype='float64' if its numbers are very large"
+        )
+    return centre
 
-    def __init__(self, d: int, full: bool) -> None:
-        self.full, self.count = full, 0
-        self.mean, self.scatter = np.zeros(d), np.zeros((d, d) if full else d)
 
-    def update(self, columns: np.ndarray) -> None:
-        """Take in assets x scenarios (d, k)."""
-        d, k = columns.shape
-        centre = columns.mean(axis=1, dtype=np.float64)
-        if not np.isfinite(centre).all():
-            raise ValueError(
-                f"expected finite scenarios, got NaN or infinity for asset number {int(np.argmin(np.isfinite(centre)))}: "
-                "check the panel, and choose dtype='float64' if its numbers are very large"
-            )
-        delta, share = centre - self.mean, k / (self.count + k)
-        if self.full:
-            columns = columns - centre[:, None]
-            self.scatter += columns @ columns.T + np.outer(delta, delta) * (self.count * share)
-        else:
-            for start in range(0, d, _TILE):
-                part = slice(start, start + _TILE)
-                piece = columns[part] - centre[part, None]
-                self.scatter[part] += np.einsum("ij,ij->i", piece, piece)
-            self.scatter += delta**2 * (self.count * share)
-        self.mean += delta * share
-        self.count += k
-
-    def result(self, path: Path, names: list[str] | None) -> ScenarioDataset:
-        scatter = self.scatter / (self.count - 1) if self.count > 1 else np.full_like(self.scatter, np.nan)
-        mean, sd = self.mean, np.sqrt(np.diag(scatter) if self.full else scatter)
-        covariance = scatter if self.full else None
-        if names is not None:
-            mean, sd = pd.Series(mean, names), pd.Series(sd, names)
-            covariance = pd.DataFrame(scatter, names, names) if self.full else None
-        return ScenarioDataset(path, self.count, mean, sd, covariance)
+def _dataset(path: Path, moments: RunningMoments, names: list[str] | None) -> ScenarioDataset:
+    spread = moments.covariance()
+    mean, sd = moments.mean, np.sqrt(np.diag(spread) if moments.full else spread)
+    covariance = spread if moments.full else None
+    if names is not None:
+        mean, sd = pd.Series(mean, names), pd.Series(sd, names)
+        covariance = pd.DataFrame(spread, names, names) if moments.full else None
+    return ScenarioDataset(path, moments.count, mean, sd, covariance)
 
 
 def _transposed(rows: np.ndarray) -> np.ndarray:
