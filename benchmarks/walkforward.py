@@ -16,9 +16,8 @@ share   the generator's share, every 63 days (fewer rebalances, because a genera
         variance on a generator's covariance against S + s^2 diag(S) at the same condition number, and minimum CVaR on
         8,000 scenarios (one seed at all dates, demeaned, long only; --gross: long and short up to a gross exposure of
         2) against minimum variance on the covariance of the same scenarios, against CVaR on history, and half and half.
-        The copula's Student margins take a share that stands still on nine days of ten for riskless (RRC in 1991-92:
-        0.3 % of its volatility), and minimum CVaR then holds nothing else: that row shows it.
-speed   400 rebalances x 10 estimators on 20 assets, start-up included; two processes against one.
+speed   400 rebalances x 10 estimators on 20 assets, start-up included; two processes against one; closed forms of many
+        windows at once against one by one.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import re
 import sys
 import tempfile
 import warnings
+from functools import cache
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -45,6 +46,13 @@ def gaussian():
     return fit(returns())
 
 
+@cache
+def ridge():
+    from finediff import RidgeScoreGenerator
+
+    return RidgeScoreGenerator(random_state=0).fit(returns())
+
+
 def command(*arguments):
     """The error line of the command line; its exit code must be 2 and nothing may be written."""
     from finediff.cli import main
@@ -54,6 +62,9 @@ def command(*arguments):
         put(prices(), 10, 1, np.nan).to_csv("gap.csv")
         returns().to_csv("returns.csv")
         returns().cov().to_csv("covariance.csv")
+        Path("groups.csv").write_text("asset,group\nAAA,tech\nBBB,tech\n")
+        gaussian().save("gaussian")
+        ridge().save("ridge")
         Path("words.csv").write_text("Date,AAA\n2020-01-01,cheap\n2020-01-02,dear\n")
         before = set(Path.cwd().rglob("*"))
         errors = StringIO()
@@ -66,8 +77,9 @@ def command(*arguments):
             main()
         assert stop.value.code == 2
         assert set(Path.cwd().rglob("*")) == before
-        line = [line for line in errors.getvalue().splitlines() if line.strip(" ╭╰─│")][-1]
-        raise ValueError(line)
+        lines = [line for line in errors.getvalue().splitlines() if not line.startswith("warning: ")]
+        assert len(lines) == 1, lines
+        raise ValueError(lines[0])
 
 
 def solve(objective, **data):
@@ -172,7 +184,7 @@ TABLE = [
     (
         "`finediff sample` of no rows",
         lambda: command("sample", "model", "-n", "0"),
-        "greater than or equal to 1",
+        "expected --n to be a whole number, at least 1, got '0'",
     ),
     (
         "a result into a .txt file",
@@ -204,7 +216,57 @@ TABLE = [
         lambda: command("backtest", "prices.csv", "--window", "500"),
         "expected",
     ),
-    ("an unknown model", lambda: command("fit", "prices.csv", "--model", "gan"), "gan"),
+    ("an unknown model", lambda: command("fit", "prices.csv", "--model", "gan"), "got 'gan': choose one"),
+    ("a misspelt model", lambda: command("fit", "prices.csv", "--model", "rigde"), "did you mean ridge?"),
+    ("a misspelt option", lambda: command("fit", "prices.csv", "--modle", "ridge"), "did you mean --model?"),
+    ("an unknown option", lambda: command("fit", "prices.csv", "--jobs", "2"), "finediff fit --help lists"),
+    ("a misspelt command", lambda: command("backtset", "prices.csv"), "did you mean backtest?"),
+    ("a command without its panel", lambda: command("fit"), "expected panel ("),
+    ("an option without its value", lambda: command("fit", "prices.csv", "--seed"), "a value after --seed"),
+    ("a flag with a value", lambda: command("backtest", "p.csv", "--long-only=yes"), "leave it out"),
+    ("two panels", lambda: command("fit", "prices.csv", "more.csv"), "got more.csv besides"),
+    (
+        "a word for a number",
+        lambda: command("sample", "ridge", "-n", "many"),
+        "whole number, at least 1, got 'many'",
+    ),
+    (
+        "`finediff fit --missing keep` with the default",
+        lambda: command("fit", "gap.csv", "--missing", "keep"),
+        "choose --model factor",
+    ),
+    (
+        "`finediff report --missing keep`",
+        lambda: command("report", "gap.csv", "--missing", "keep"),
+        "expected --missing drop_rows or drop_assets",
+    ),
+    (
+        "a stress of a stranger",
+        lambda: command("sample", "ridge", "--stress", "AAB=-.1"),
+        "did you mean AAA?",
+    ),
+    ("a stress in percent", lambda: command("sample", "ridge", "--stress", "AAA=-10%"), "AAPL=-0.07 is -7 %"),
+    ("a stress without a number", lambda: command("sample", "ridge", "--stress", "AAA"), "ASSET=RETURN"),
+    (
+        "a stress of what cannot be steered",
+        lambda: command("sample", "gaussian", "--stress", "AAA=-.1"),
+        "finediff fit --model ridge",
+    ),
+    (
+        "a limit of an unknown group",
+        lambda: command("optimise", "covariance.csv", "--groups", "groups.csv", "--group-max", "teck=.3"),
+        "did you mean tech?",
+    ),
+    (
+        "a limit without groups",
+        lambda: command("optimise", "covariance.csv", "--group-max", "tech=.3"),
+        "expected --groups together with",
+    ),
+    (
+        "groups that are no groups",
+        lambda: command("optimise", "covariance.csv", "--groups", "prices.csv", "--group-max", "tech=.3"),
+        "the columns asset and group",
+    ),
 ]
 
 

@@ -238,3 +238,137 @@ def test_a_panel_with_holes_feeds_the_factor_model(run, prices, tmp_path):
     drawn = pd.read_parquet(tmp_path / "many")
     assert list(drawn.columns) == list("ABCD")
     assert drawn["B"].std() == pytest.approx(frame["B"].pct_change(fill_method=None).std(), rel=0.4)
+
+
+def started(folder, *arguments):
+    """finediff in a process group of its own, which a terminal's Ctrl-C would reach whole."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "finediff.cli", *map(str, arguments)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def processes(group):
+    """Running processes of a group; those that only wait for their parent's answer are gone."""
+    found = subprocess.run(["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    return [line for line in found.splitlines() if line.split()[0] == str(group) and "Z" not in line]
+
+
+def test_a_stopped_backtest_says_how_to_go_on(prices, tmp_path, run):
+    # Networks with many steps: it cannot be finished before it is stopped.
+    arguments = (
+        "backtest",
+        prices,
+        "--estimator",
+        "qis",
+        "--model",
+        "ddpm",
+        "--steps",
+        10**6,
+        "--resume",
+        "kept",
+    )
+    walk = started(tmp_path, *arguments, "--window", 500, "--jobs", 2)
+    while not list(tmp_path.glob("kept/parts/*")):
+        assert walk.poll() is None
+        time.sleep(0.1)
+    os.killpg(walk.pid, signal.SIGINT)
+    out, error = walk.communicate(timeout=30)
+    assert (walk.returncode, out) == (130, "")
+    start, stop = error.splitlines()
+    assert (
+        start
+        == "backtest: 5 windows x 3 strategies = 15 portfolios of 4 assets, minimum variance, long and short"
+    )
+    assert stop.startswith("stopped: ")
+    assert stop.endswith("of 15 portfolios are kept in kept, and the same command goes on from them")
+    assert int(stop.split()[1]) > 0
+    assert not list(tmp_path.glob("**/*partial*"))
+    assert not (tmp_path / "reports/backtest").exists()
+    for _ in range(50):
+        if not processes(walk.pid):
+            break
+        time.sleep(0.1)
+    assert not processes(walk.pid)
+
+
+@pytest.mark.parametrize(
+    ("verb", "how", "code"),
+    [("fit", signal.SIGINT, 130), ("report", signal.SIGTERM, 143)],
+)
+def test_a_stopped_command_says_so_in_one_line(prices, tmp_path, verb, how, code):
+    slow = ("--model", "ddpm", "--steps", 10**6, "--out", "result")
+    process = started(tmp_path, verb, prices, *slow, *(("--jobs", 1) if verb == "report" else ()))
+    time.sleep(3)
+    assert process.poll() is None, "it was finished before it could be stopped"
+    os.killpg(process.pid, how)
+    out, error = process.communicate(timeout=30)
+    assert (process.returncode, out) == (code, "")
+    assert error.splitlines()[-1] == "stopped: nothing was written"
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(prices, tmp_path, unbuffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "finediff.cli", "check", str(prices)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_backtest_in_a_pipe_says_what_it_does(run, prices, tmp_path):
+    arguments = ("backtest", prices, "--estimator", "oas", "--window", 300, "--step", 100, "--jobs", 1)
+    kept = ("--resume", tmp_path / "kept", "--out", tmp_path / "walk", "--long-only")
+    code, text, error = run(*arguments, *kept)
+    start, end = error.splitlines()
+    assert code == 0
+    assert (
+        start == "backtest: 3 windows x 2 strategies = 6 portfolios of 4 assets, minimum variance, long-only"
+    )
+    assert end.startswith("done in ")
+    assert text.splitlines()[-1].startswith("3 decisions, ")
+    assert ", minimum variance, long-only: " in text
+    assert f"long-only; 6 kept in {tmp_path / 'kept'}\n" in run(*arguments, *kept)[2]
+
+
+def test_a_stress_is_kept_by_every_scenario(run, prices, tmp_path):
+    assert run("fit", prices, "--out", tmp_path / "model")[0] == 0
+    wishes = ("--stress", "A=-0.07", "--stress", "C=-0.01:0.02", "--stress", "D=:0.03")
+    for name in ("drawn.parquet", "drawn"):
+        code, text, _ = run("sample", tmp_path / "model", "-n", 400, *wishes, "--out", tmp_path / name)
+        assert code == 0
+        assert "under A=-0.07, C=-0.01:0.02, D=:0.03," in text
+        drawn = pd.read_parquet(tmp_path / name)
+        assert np.allclose(drawn["A"], -0.07, atol=1e-6)
+        assert drawn["C"].between(-0.01 - 1e-6, 0.02 + 1e-6).all()
+        assert drawn["D"].max() <= 0.03 + 1e-6
+        assert drawn["B"].mean() < -0.01  # half of its variance is the market's
+    about = json.loads((tmp_path / "drawn.manifest.json").read_text())
+    assert "A=-0.07" in about["configuration"]["stress"]
+
+
+def test_limits_of_groups_hold(run, prices, tmp_path):
+    covariance, groups, weights = tmp_path / "c.csv", tmp_path / "groups.csv", tmp_path / "w.csv"
+    assert run("covariance", prices, "--out", covariance)[0] == 0
+    assert "min-variance, long-only: " in run("optimise", covariance, "--out", weights)[1]
+    free = pd.read_csv(weights, index_col=0)["weight"]
+    groups.write_text("asset,group\nA,north\nB,north\nC,south\n")
+    limits = ("--groups", groups, "--group-max", "north=0.2", "--group-min", "south=0.5")
+    code, text, error = run("optimise", covariance, *limits, "--no-long-only", "--out", weights)
+    held = pd.read_csv(weights, index_col=0)["weight"]
+    assert code == 0
+    assert "min-variance, long and short, north=0.2 at most, south=0.5 at least: " in text
+    assert "no group limit holds for D" in error
+    assert free[["A", "B"]].sum() > 0.21
+    assert free["C"] < 0.49
+    assert held[["A", "B"]].sum() == pytest.approx(0.2, abs=1e-6)
+    assert held["C"] == pytest.approx(0.5, abs=1e-6)

@@ -6,9 +6,10 @@ beside them; each appears whole or not at all. Bad input is one sentence on stan
 
 from __future__ import annotations
 
-import signal
 import sys
 import warnings
+
+import typer.main
 
 # Importing the verbs attaches them, in the order of the help.
 from finediff.cli import study  # noqa: F401  isort: skip
@@ -17,18 +18,50 @@ from finediff.cli import portfolio  # noqa: F401  isort: skip
 from finediff.cli import backtest  # noqa: F401  isort: skip
 from finediff.cli.app import app
 from finediff.cli.files import say
+from finediff.cli.stops import READER_LEFT, reader_left, stopped, watch_signals
+from finediff.cli.usage import UsageError, sentence
 
 
 def main() -> None:
-    """Entry point: bad input is one sentence and exit code 2."""
-    # A polite kill unwinds like any other exit, so that partial files are removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Entry point: bad input is one sentence and exit code 2, a stop one line and 128 plus the signal."""
+    watch_signals()
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
     try:
-        app()
-    except (ValueError, TypeError, OSError) as problem:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()  # here, where a reader that left can still be answered
+    except BrokenPipeError:
+        if not reader_left():
+            raise
+        code = READER_LEFT
+    if code:
+        sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code."""
+    command = None
+    try:
+        command = typer.main.get_command(app)
+        # Not app(): it would end a Ctrl-C in silence, and a wrong option in several lines.
+        with command.make_context("finediff", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except UsageError as problem:
+        if arguments:
+            say(f"error: {sentence(problem, command, arguments)}")
+        else:
+            problem.show()  # the help
+        return 2
+    except BaseException as problem:
+        stop = stopped(problem)
+        if stop is not None:
+            say(stop[1])
+            return stop[0]
+        if isinstance(problem, BrokenPipeError) and reader_left():
+            return READER_LEFT
+        if not isinstance(problem, ValueError | TypeError | OSError):
+            raise
         say(f"error: {problem}")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        say("stopped: nothing was written")
-        sys.exit(130)
+        return 2
+    return 0

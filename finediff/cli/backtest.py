@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from finediff.cli.app import app
-from finediff.cli.files import covariance_of, generator_of, returns_of
+from finediff.cli.files import covariance_of, generator_of, returns_of, say
 from finediff.cli.options import (
     Device,
     End,
@@ -19,11 +20,13 @@ from finediff.cli.options import (
     Missing,
     MissingOption,
     Model,
+    NoShorts,
     Panel,
     Seed,
     Start,
     Steps,
 )
+from finediff.cli.stops import kept
 
 _DEFAULT = (Estimator.sample, Estimator.ledoit_wolf, Estimator.qis, Estimator.window_ensemble)
 
@@ -48,7 +51,7 @@ def backtest(
             min=0.01, max=1, help="Least share of the history an asset must have; below 1: --model factor."
         ),
     ] = 1.0,
-    long_only: Annotated[bool, typer.Option(help="No short positions.")] = False,
+    long_only: NoShorts = False,
     costs: Annotated[
         float, typer.Option(min=0, help="Of trading, as a fraction of what is traded: .001 for 10 bp.")
     ] = 0.0,
@@ -67,7 +70,10 @@ def backtest(
         Path | None, typer.Option(help="Directory that keeps finished windows, to go on from after a stop.")
     ] = None,
 ) -> None:
-    """Minimum-variance portfolios walked forward, each from the days before it: what held out of sample."""
+    """Minimum-variance portfolios walked forward, each from the days before it: what held out of sample.
+
+    Long and short, unless --long-only.
+    """
     from sklearn.covariance import EmpiricalCovariance
 
     from finediff.backtest import schedule, walk_forward
@@ -86,7 +92,24 @@ def backtest(
     if against not in strategies:
         raise ValueError(f"expected --reference among {', '.join(strategies)}, got {against}")
     returns = returns_of(panel, kind, missing, start, end)
-    schedule(returns.index, window, step)  # before anything is written
+    windows = len(schedule(returns.index, window, step))  # before anything is written
+    portfolios = windows * len(strategies)
+    rule = f"minimum variance, {'long-only' if long_only else 'long and short'}"
+    # Without a terminal there is no bar: this line and the last are all that a log shows.
+    say(
+        f"backtest: {windows} windows x {len(strategies)} strategies = {portfolios} portfolios of {returns.shape[1]} assets, "
+        f"{rule}" + (f"; {_count(resume)} kept in {resume}" if resume is not None and resume.is_dir() else "")
+    )
+    began = time.perf_counter()
+
+    def left() -> str:
+        if resume is None:
+            return (
+                "nothing was written; with --resume DIR finished windows are kept in DIR, and the same command goes on from "
+                "them"
+            )
+        return f"{_count(resume)} of {portfolios} portfolios are kept in {resume}, and the same command goes on from them"
+
     configuration = {
         "panel": panel,
         "estimators": chosen,
@@ -103,7 +126,7 @@ def backtest(
         "steps": steps,
     }
     about = manifest(command="backtest", configuration=configuration, seed=seed, data=returns)
-    with whole_directory(out, marker="manifest.json") as partial:
+    with kept(left), whole_directory(out, marker="manifest.json") as partial:
         result = walk_forward(
             returns,
             strategies,
@@ -126,8 +149,14 @@ def backtest(
     ].copy()
     shown[f"t of volatility against {against}"] = tests["volatility"]["t"]
     print(shown.to_string(float_format=lambda v: f"{v:.4f}", na_rep="-"))
-    print(
-        f"{table['windows'].iloc[0]} decisions, {result.returns.index[0]:%Y-%m-%d} to {result.returns.index[-1]:%Y-%m-%d}: {out}"
-        if hasattr(result.returns.index[0], "strftime")
-        else f"{table['windows'].iloc[0]} decisions: {out}"
-    )
+    say(f"done in {time.perf_counter() - began:.0f} s")
+    dated = hasattr(result.returns.index[0], "strftime")
+    span = f", {result.returns.index[0]:%Y-%m-%d} to {result.returns.index[-1]:%Y-%m-%d}" if dated else ""
+    print(f"{windows} decisions{span}, {rule}: {out}")
+
+
+def _count(store: Path) -> int:
+    """Portfolios that a directory of finished windows holds."""
+    from safetensors.numpy import load_file
+
+    return sum(len(load_file(part)["windows"]) for part in (store / "parts").glob("[0-9]*.safetensors"))

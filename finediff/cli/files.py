@@ -39,6 +39,17 @@ def generator_of(model: Model, seed: int, device: str | None, steps: int):
     }[model]()
 
 
+def refuse_holes(returns: pd.DataFrame, model: Model) -> None:
+    """Raise ValueError where returns are missing and the model cannot learn from the others."""
+    holes = returns.isna().any()
+    if model is not Model.factor and holes.any():
+        raise ValueError(
+            f"expected --model factor with missing returns, got {model.value} ({int(holes.sum())} of {len(holes)} assets lack some, "
+            f"{holes.idxmax()} among them): choose --model factor, which learns from what is there, or --missing drop_rows or "
+            "drop_assets"
+        )
+
+
 def covariance_of(estimator: Estimator):
     """An unfitted covariance estimator; not of the sample covariance."""
     from sklearn.covariance import OAS, LedoitWolf

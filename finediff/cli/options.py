@@ -22,6 +22,10 @@ class Model(StrEnum):
     block_bootstrap = "block-bootstrap"
 
 
+# Whose scenarios can be stressed.
+STEERED = (Model.ridge, Model.factor, Model.ddpm, Model.flow)
+
+
 class Objective(StrEnum):
     min_variance = "min-variance"
     max_sharpe = "max-sharpe"
@@ -80,4 +84,10 @@ def _table(out: Path) -> Path:
 
 
 Table = Annotated[Path, typer.Option(help=".parquet or .csv file.", callback=_table)]
+NoShorts = Annotated[
+    bool,
+    typer.Option(
+        help="No short positions: the default of optimise, not of backtest; both say which in what they print."
+    ),
+]
 Steps = Annotated[int, typer.Option(min=1, help="Largest number of training steps of a network.")]

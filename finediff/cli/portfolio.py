@@ -16,6 +16,7 @@ from finediff.cli.options import (
     KindOption,
     Missing,
     MissingOption,
+    NoShorts,
     Objective,
     Panel,
     Seed,
@@ -23,6 +24,7 @@ from finediff.cli.options import (
     Start,
     Table,
 )
+from finediff.cli.wishes import limits_of
 
 
 @app.command()
@@ -112,7 +114,7 @@ def optimise(
         Path | None,
         typer.Option(help="Scenarios or returns: their means are expected returns, their tails the CVaR."),
     ] = None,
-    long_only: Annotated[bool, typer.Option(help="No short positions.")] = True,
+    long_only: NoShorts = True,
     max_weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="Largest weight of an asset, .1 for 10 %.")
     ] = None,
@@ -121,11 +123,23 @@ def optimise(
     ] = None,
     risk_aversion: Annotated[float, typer.Option(help="Of mean-variance.")] = 5.0,
     level: Annotated[float, typer.Option(help="Of min-cvar: the share of worst scenarios.")] = 0.05,
+    groups: Annotated[
+        Path | None,
+        typer.Option(help="CSV with the columns asset and group, for --group-max and --group-min."),
+    ] = None,
+    group_max: Annotated[
+        list[str] | None,
+        typer.Option(help="GROUP=SHARE: largest sum of a group's weights, tech=0.3; may be repeated."),
+    ] = None,
+    group_min: Annotated[
+        list[str] | None,
+        typer.Option(help="GROUP=SHARE: smallest sum of a group's weights; may be repeated."),
+    ] = None,
     previous: Annotated[Path | None, typer.Option(help="Weights held now (CSV), for --turnover.")] = None,
     turnover: Annotated[float | None, typer.Option(help="Largest sum of absolute trades.")] = None,
     out: Table = Path("weights.csv"),
 ) -> None:
-    """Portfolio weights from a covariance, or from scenarios."""
+    """Portfolio weights from a covariance, or from scenarios; long-only unless told otherwise."""
     from finediff.portfolio import (
         GrossExposure,
         LongOnly,
@@ -148,6 +162,7 @@ def optimise(
         raise ValueError(
             "expected --turnover together with --previous, got one of them: give both, or neither"
         )
+    constraints += limits_of(groups, group_max, group_min, matrix.columns)
     held = None if previous is None else read_table(previous, "weights").iloc[:, 0]
     if turnover is not None:
         constraints.append(Turnover(held, turnover))
@@ -180,10 +195,21 @@ def optimise(
         "scenarios": scenarios,
         "turnover": turnover,
         "previous": previous,
+        "groups": groups,
+        "group_max": group_max,
+        "group_min": group_min,
     }
     write_table(found.weights.rename("weight").to_frame(), out, "optimise", configuration, None, matrix)
     w = found.weights.reindex(matrix.columns)
+    limits = [
+        "long-only" if long_only or objective is Objective.risk_parity else "long and short",
+        *([f"at most {max_weight:.4g} an asset"] if max_weight is not None else []),
+        *([f"at most {gross:.4g} gross"] if gross is not None else []),
+        *([f"at most {turnover:.4g} traded"] if turnover is not None else []),
+        *(f"{wish} at most" for wish in group_max or ()),
+        *(f"{wish} at least" for wish in group_min or ()),
+    ]
     print(
-        f"{objective.value}: volatility {float(w @ matrix.to_numpy() @ w) ** 0.5:.4%} a period by the covariance, "
+        f"{objective.value}, {', '.join(limits)}: volatility {float(w @ matrix.to_numpy() @ w) ** 0.5:.4%} a period by the covariance, "
         f"{int((w.abs() > 1e-6).sum())} positions: {out}"
     )

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from finediff.cli.app import app
-from finediff.cli.files import as_frame, generator_of, read_table, returns_of, write_table
+from finediff.cli.files import as_frame, generator_of, read_table, refuse_holes, returns_of, write_table
 from finediff.cli.options import (
+    STEERED,
     Device,
     End,
     Kind,
@@ -24,6 +25,7 @@ from finediff.cli.options import (
     Steps,
     Table,
 )
+from finediff.cli.wishes import stress_of
 
 
 @app.command()
@@ -81,6 +83,7 @@ def fit(
 
     refuse_foreign(out, "generator.json")  # before the training, so that nothing is lost
     returns = returns_of(panel, kind, missing, start, end)
+    refuse_holes(returns, model)
     began = time.perf_counter()
     fitted = generator_of(model, seed, device, steps).fit(returns)
     fitted.save(out)
@@ -121,6 +124,13 @@ def sample(
             callback=_scenarios,
         ),
     ] = Path("scenarios.parquet"),
+    stress: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ASSET=RETURN (AAPL=-0.07) or ASSET=LOW:HIGH (XOM=-0.02:0.02, XOM=:-0.05): this asset moves so, the "
+            f"others as the model says; may be repeated; models {', '.join(STEERED)}."
+        ),
+    ] = None,
     seed: Seed = 0,
     chunk: Annotated[
         int,
@@ -141,14 +151,16 @@ def sample(
             f"expected --float32 with a directory, got the file {out}: --out {out.with_suffix('')}"
         )
     generator = ScenarioGenerator.load(model)
+    wanted = stress_of(stress, generator)
+    under = f" under {', '.join(stress)}" if stress else ""
     if streamed:
         dtype = "float32" if float32 else "float64"
-        generator.sample_to(out, n, chunk=chunk, random_state=seed, dtype=dtype, progress=None)
-        print(f"{n} scenarios of {generator.n_features_in_} assets, independent in time: {out}")
+        generator.sample_to(out, n, chunk=chunk, random_state=seed, dtype=dtype, progress=None, stress=wanted)
+        print(f"{n} scenarios of {generator.n_features_in_} assets{under}, independent in time: {out}")
         return
-    scenarios = as_frame(generator.sample(n, random_state=seed))
-    write_table(scenarios, out, "sample", {"model": model, "n": n}, seed, scenarios)
-    print(f"{n} scenarios of {scenarios.shape[1]} assets, independent in time: {out}")
+    scenarios = as_frame(generator.sample(n, random_state=seed, stress=wanted))
+    write_table(scenarios, out, "sample", {"model": model, "n": n, "stress": stress}, seed, scenarios)
+    print(f"{n} scenarios of {scenarios.shape[1]} assets{under}, independent in time: {out}")
 
 
 @app.command()

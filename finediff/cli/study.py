@@ -87,6 +87,11 @@ def report(
 ) -> None:
     """The main job on a panel of yours."""
     returns, findings = checked_returns(panel, kind, missing, start, end)
+    if returns.isna().to_numpy().any():
+        raise ValueError(
+            f"expected --missing drop_rows or drop_assets for a report, got --missing {missing.value} and returns with holes: "
+            "rivals and tests need every return"
+        )
     configuration = {
         "panel": panel,
         "model": model,
