@@ -20,6 +20,10 @@ from finediff.portfolio import LongOnly, MinimumVariance
 from finediff.report import figures
 from finediff.report.metrics import METRICS
 from finediff.report.render import render, write_report
+from finediff.report.verdicts import _dependence as dependence_verdict
+from finediff.report.verdicts import _fit as fit_verdict
+from finediff.report.verdicts import _generators as generators_verdict
+from finediff.report.verdicts import _tail as tail_verdict
 from finediff.report.verdicts import walk_verdict
 from finediff.report.walk import ENSEMBLE, EQUAL, HISTORY, NONLINEAR, QUARTER, Walks, walks
 from finediff.risk import annual_volatility, tail_risk_table
@@ -49,6 +53,7 @@ def judged(name, rivals, train, test):
         table=found.table.join(costs),
         report=found.reports["Student t"],
         qq=validation.qq_data(test, drawn["Student t"], assets="all"),
+        excess=found.excess,
     )
 
 
@@ -107,6 +112,10 @@ def make_study(d, splits=None):
         "allocations": allocations,
         "walks": walked() if d > 1 else Walks(absent="A walk-forward is made for 2 to 100 assets."),
         "tail": tail_risk_table(held_out, scenarios, {"minimum variance": solved["scenarios"].weights}),
+        "tail_test": validation.tail_test(
+            held_out, scenarios, {"minimum variance": solved["scenarios"].weights}, n_null=100
+        ),
+        "crash_error": 0.1,
         "verdicts": {
             key: SimpleNamespace(status=status, text=f"The verdict of {key} is 5 %.")
             for key, status in zip(KEYS, ["good", "note", "poor"] * 3)
@@ -146,6 +155,7 @@ def bare_page(study):
         splits={},
         allocations={},
         tail=study.tail.iloc[:0],
+        tail_test=None,
         walks=Walks(),
         verdicts={"fit": study.verdicts["fit"]},
         caveats=(),
@@ -306,9 +316,73 @@ def test_ticks_are_those_of_the_validation_report(page, study):
         if '<th scope="row" class="words">Student t' in row
     ]
     shown = list(study.splits["random"].table.columns[:10])
-    cells = re.findall(r"<td>(.*?)</td>", own[0], re.S)[1:11]
+    cells = re.findall(r"<td>(.*?)</td>", own[0], re.S)[2:12]
     for key, cell in zip(shown, cells):
         assert ("✓" in cell) == (report.loc[key, "verdict"] == "within floor"), key
+
+
+def test_the_words_are_those_of_the_tables(study):
+    """Told apart, counts and p-values: the same in the sentences, in the table and in the metrics' own verdicts."""
+    for how, part in zip(("at random", "in time order"), study.splits.values()):
+        row, report = part.table.loc["Student t"], part.report
+        count = int((report.table["verdict"] == "beyond floor").sum())
+        assert count == row["beyond"] == int((part.excess.loc["Student t"] > 1).sum())
+        assert (count > 0) == (row["furthest"] > 1) == (row["p_value"] <= 0.05) == (not report.within_floor)
+        number = f"{count} of" if count else "none of"
+        said = re.search(
+            rf"plit {how}, {number} (\d+) measures.*?\(p = {row['p_value']:.3f}.*?told apart",
+            fit_verdict(study).text,
+        )
+        assert said, fit_verdict(study).text
+    passed = [
+        name
+        for name in study.splits["random"].table.index[:-1]
+        if not study.splits["random"].table.loc[name, "beyond"]
+    ]
+    assert all(name in generators_verdict(study).text for name in passed if name != "Bootstrap")
+
+
+@pytest.mark.parametrize(
+    ("error", "ratio", "said", "status"),
+    [
+        (0.05, 1.02, "no more than chance", "good"),
+        (0.05, 0.84, "too few joint crashes", "note"),
+        (0.05, 1.2, "too many joint crashes", "note"),
+        (0.05, 0.4, "too few joint crashes", "poor"),
+        (0.30, 0.84, "too wide", "note"),
+        (np.nan, 0.84, "too few joint crashes to compare", "note"),
+    ],
+)
+def test_joint_crashes_are_good_only_where_their_interval_says_so(study, error, ratio, said, status):
+    table = study.splits["random"].report.table.copy()
+    table.loc["tail_dependence_ratio", "scenarios"] = ratio
+    table.loc[["correlation_error", "correlation_max_error", "correlation_frobenius"], "verdict"] = (
+        "within floor"
+    )
+    split = changed(study.splits["random"], report=SimpleNamespace(table=table))
+    verdict = dependence_verdict(changed(study, splits={"random": split}, crash_error=error))
+    assert said in verdict.text
+    assert verdict.status == status
+
+
+@pytest.mark.parametrize(
+    ("stretch", "status", "said"),
+    [(0.6, "poor", "more than chance"), (0.97, "note", "in all 2 figures"), (1.03, "good", "overstated")],
+)
+def test_the_tail_verdict_counts_what_the_table_ticks(study, stretch, status, said):
+    """Scenarios that are the held-out rows, stretched: every loss is off by one factor."""
+    weights = study.allocations["minimum variance"].weights
+    rows = pd.concat([study.held_out] * 5) * stretch
+    test = validation.tail_test(study.held_out, rows, {"mv": weights}, n_null=200)
+    np.testing.assert_allclose(test.together["gap"], stretch - 1, atol=0.02)
+    verdict = tail_verdict(changed(study, tail_test=test))
+    assert verdict.status == status
+    assert said in verdict.text
+    assert (
+        (test.outside > 0)
+        == (test.p_value <= 0.05)
+        == ("lie outside" in verdict.text or "1 of 6" in verdict.text)
+    )
 
 
 def test_metrics_measure_distance_as_validation_does(study):

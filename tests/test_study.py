@@ -94,6 +94,8 @@ def test_the_generator_is_walked_forward_where_it_is_quick(result):
 def test_tail_risk_of_the_true_family_is_within_its_error(result):
     gap = (result.tail["VaR scenarios"] - result.tail["VaR real"]).abs() / result.tail["VaR real s.e."]
     assert gap.max() < 4
+    assert result.tail_test.p_value > 0.01
+    assert 0.02 < result.crash_error < 1
 
 
 def test_every_section_has_its_sentence(result):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import special, stats
 
+from finediff.risk import tail_risk_table
 from finediff.validation import (
     FLOOR_ROW,
     Comparison,
@@ -15,14 +16,17 @@ from finediff.validation import (
     cvm_portfolio_test,
     cvm_two_sample,
     energy_distance,
+    joint_crashes,
     judge,
     lower_tail_dependence,
     panel_metrics,
     portfolio_weights,
     qq_data,
+    tail_test,
     validate,
 )
 from finediff.validation.cvm import cvm_statistics, random_masks
+from finediff.validation.floor import badness
 from finediff.validation.metrics import energy_null
 
 FAST = {"n_portfolios": 40, "n_null": 60}
@@ -272,6 +276,16 @@ def test_qq_data_names_and_values(rng):
 # The report
 
 
+def test_real_rows_are_told_apart_in_one_case_of_twenty():
+    runs, p = 60, []
+    for seed in range(runs):
+        rng = np.random.default_rng(5000 + seed)
+        real, scenarios, train = (market(rng, 300) for _ in range(3))
+        p.append(validate(real, scenarios, train, n_portfolios=40, n_null=200, random_state=seed).p_value)
+    # Splits of few heavy-tailed rows know their tails badly: up to three standard errors above 5 %.
+    assert np.mean(np.array(p) <= 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / runs)
+
+
 @pytest.mark.parametrize("with_train", [True, False])
 def test_fresh_rows_are_within_the_floor(with_train):
     within, outside = [], []
@@ -345,13 +359,23 @@ def test_judge_gives_the_table_of_compare_and_reports_that_agree(table):
         assert report.within_floor == (row["verdict"] == "within floor")
         assert (report.table["verdict"] == "beyond floor").sum() == row["beyond"]
         assert report.table.loc["c2st_auc", "scenarios"] == row["c2st_auc"]
+        # One rule: any metric beyond, the furthest above 1, a p-value of at most 5 %.
+        assert (row["beyond"] > 0) == (row["furthest"] > 1) == (row["p_value"] <= 0.05) != report.within_floor
+        assert row["furthest"] == report.table["excess"].max() == judged.excess.loc[name].max()
+        assert f"p = {row['p_value']:.3f}): {row['beyond']} of" in report.verdict
+        # The bound that is shown is the one that judges.
+        bad, high = badness(report.table["scenarios"]), badness(report.table["floor_high"])
+        told = report.table["excess"] > 1
+        assert (bad[told] > high[told]).all()
+        kept = report.table["excess"] < 1 - 1e-9
+        assert (bad[kept] <= high[kept] + 1e-12).all()
 
 
 def test_report_is_json_and_its_frame_is_a_copy(table):
     real, _, generators, _ = table
     report = validate(real, generators["fresh"], **FAST)
     frame = report.to_frame()
-    assert list(frame.columns) == ["scenarios", "floor", "floor_high", "verdict"]
+    assert list(frame.columns) == ["scenarios", "floor", "floor_high", "verdict", "excess"]
     assert frame.loc[["nn_ratio", "memorised_fraction", "kurtosis_ratio"], "verdict"].eq("not judged").all()
     frame.loc[:, "verdict"] = "touched"
     assert "touched" not in set(report.to_frame()["verdict"])
@@ -385,6 +409,52 @@ def test_scenarios_that_never_move_are_judged_not_crashed(rng):
     assert not report.within_floor
     assert report.table.loc["sd_ratio_min", "verdict"] == "beyond floor"
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+# Tails
+
+
+def test_tail_test_keeps_its_level_with_heavy_tails_and_shared_portfolios(rng):
+    pair = {"one": np.eye(5)[0], "all": np.full(5, 0.2)}
+    runs = 150
+    found = [
+        tail_test(
+            market(rng, 200, nu=3), market(rng, 600, nu=3), pair, (0.02, 0.05), n_null=100, random_state=k
+        )
+        for k in range(runs)
+    ]
+    rate = np.mean([t.p_value <= 0.05 for t in found])
+    size = 5 / 101
+    assert rate == pytest.approx(size, abs=3 * np.sqrt(size * (1 - size) / runs))
+    assert all((t.outside > 0) == (t.p_value <= 0.05) for t in found)
+
+
+def test_tail_gaps_are_those_of_the_risk_table_and_thin_tails_are_found(rng):
+    real = pd.DataFrame(market(rng, 1500, nu=3), columns=list("ABCDE"))
+    thin = pd.DataFrame(rng.multivariate_normal(real.mean(), real.cov(), 4000), columns=list("ABCDE"))
+    pair = {"one": pd.Series(np.eye(5)[0], list("ABCDE")), "all": np.full(5, 0.2)}
+    test, table = tail_test(real, thin, pair, n_null=200), tail_risk_table(real, thin, pair)
+    for short in ("VaR", "ES"):
+        gap = table[f"{short} scenarios"] / table[f"{short} real"] - 1
+        np.testing.assert_allclose(test.figures[f"{short} gap"], gap, rtol=1e-9)
+        total = table[f"{short} scenarios"].sum() / table[f"{short} real"].sum() - 1
+        assert test.together.loc[short, "gap"] == pytest.approx(total)
+        assert test.together.loc[short, "understated"] == (gap < 0).sum()
+    assert test.p_value == pytest.approx(1 / 201)
+    assert test.together.loc["ES", "gap"] < test.together.loc["ES", "low"]
+    with pytest.raises(ValueError, match="got 0, 2 and 1000"):
+        tail_test(real, thin, {})
+
+
+def test_error_of_joint_crashes_covers_one(rng):
+    """Independent rows of one law: log ratio over its standard error is about a standard normal."""
+    z = []
+    for seed in range(40):
+        x, y = market(rng, 400), market(rng, 800)
+        error = joint_crashes(x, y, n_boot=60, random_state=seed)
+        z.append(np.log(lower_tail_dependence(y) / lower_tail_dependence(x)) / error)
+    assert 0.6 < np.std(z) < 1.4
+    assert np.isnan(joint_crashes(x[:, :1], y[:, :1]))
 
 
 def test_refusals(rng):

@@ -3,6 +3,8 @@
 distance = |log value|            of a ratio, ideal at 1
          = (value - ideal)^+      of an error, a rate, an area under a curve
          = (ideal - value)^+      of a p-value, ideal at 1
+
+Generators are ranked by their furthest measure in units of its joint bound, those that copy training rows last.
 """
 
 from __future__ import annotations
@@ -10,7 +12,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-__all__ = ["COSTS", "DOTS", "JOINT", "MARGINS", "METRICS", "Metric"]
+from finediff.validation import FLOOR_ROW
+
+__all__ = ["COSTS", "DOTS", "JOINT", "MARGINS", "METRICS", "Metric", "copiers", "named", "ranking", "times"]
+
+_COPIES = 0.1
 
 
 @dataclass(frozen=True)
@@ -83,9 +89,38 @@ MARGINS += ["q0.1_error", "q1_error", "q5_error", "q95_error", "q99_error", "q1_
 MARGINS += ["skewness_error", "kurtosis_ratio", "kurtosis_ratio_portfolio"]
 JOINT = ["correlation_error", "correlation_max_error", "correlation_frobenius", "tail_dependence_ratio"]
 JOINT += ["energy_distance", "c2st_auc", "nn_ratio", "memorised_fraction"]
-DOTS = ["cvm_rejection_rate", "q1_error", "correlation_error", "energy_distance", "c2st_auc"]
+DOTS = ["cvm_rejection_rate", "q5_error", "correlation_error", "energy_distance", "c2st_auc"]
 COSTS = {
     "fit s": ("Fit, s", 1),
     "sample s": ("Sample, s", 2),
     "network evaluations": ("Network evaluations", 0),
 }
+
+
+def copiers(split) -> list[str]:
+    """Generators of which a tenth of the scenarios or more, and more than of real rows, lies on training rows."""
+    share = split.table["memorised_fraction"].drop(FLOOR_ROW)
+    bound = split.report.table.at["memorised_fraction", "floor_high"]
+    return list(share.index[(share >= _COPIES) & ~(share <= bound)])
+
+
+def ranking(split) -> list[str]:
+    """Generators that do not copy rows, nearest first by their furthest measure; then those that do."""
+    copies = copiers(split)
+    order = split.table["furthest"].drop(FLOOR_ROW).sort_values(kind="stable").index
+    return [name for name in order if name not in copies] + [name for name in order if name in copies]
+
+
+def named(key: str) -> str:
+    """A metric's label inside a sentence."""
+    label = METRICS[key].label
+    return label[0].lower() + label[1:]
+
+
+def times(excess: float) -> str:
+    """A distance in units of its bound, never rounded across it."""
+    if not math.isfinite(excess):
+        return "∞"
+    shown = f"{excess:.2f}" if excess < 10 else f"{excess:,.0f}"
+    # 1.00 would hide on which side of the bound it lies.
+    return shown.replace("-", "−") if shown != "1.00" else ("> 1" if excess > 1 else "< 1")

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from finediff.report import figures
-from finediff.report.metrics import DOTS, JOINT, MARGINS, METRICS
+from finediff.report.metrics import DOTS, JOINT, MARGINS, METRICS, ranking
 from finediff.report.tables import (
     NONE,
+    RULE,
     cell,
     day,
     floor_table,
@@ -39,7 +40,7 @@ from finediff.report.walk import (
     against,
     generator_of,
 )
-from finediff.validation import qq_data
+from finediff.validation import FLOOR_ROW, qq_data
 
 __all__ = ["SECTIONS"]
 
@@ -98,7 +99,10 @@ def _training(study):
 def _fit(study):
     lead = (
         "Does a single number drawn from the scenarios, an asset's return or a portfolio's, behave like one from "
-        "rows that the generator never saw?"
+        "rows that the generator never saw? "
+        + RULE
+        + " Good: not told apart on either split. Poor: told apart at random, "
+        "with more than 25 % of the portfolios rejected. Note: all between."
     )
     portfolio = {name: split.qq for name, split in study.splits.items()}
     both = qq_data(study.held_out, study.scenarios, assets="all", n_points=100)
@@ -133,7 +137,11 @@ def _fit(study):
 
 
 def _dependence(study):
-    lead = "Diversification rests on how assets move together, in ordinary periods and in bad ones."
+    lead = (
+        "Diversification rests on how assets move together, in ordinary periods and in bad ones. The interval of the joint "
+        "crashes is that of this ratio alone, from held-out rows drawn again in blocks. Good: it holds 1, reaches no further "
+        "than 1.5 times either way, and the correlations are within their bounds. Poor: it lies outside that range."
+    )
     numbers = floor_table(study, JOINT, "Dependence, and nearness to the training rows")
     if study.returns.shape[1] < 2:
         return "The panel has one asset: there is no dependence between assets to compare.", numbers
@@ -320,38 +328,47 @@ def _walk_table(when, tabled):
 
 def _tail(study):
     lead = "Losses are positive numbers, per period. Real numbers are measured on the held-out rows."
-    if not len(study.tail):
+    test = study.tail_test
+    if test is None:
         return "There are too few held-out rows to measure a tail.", []
     rows = []
     for (name, level), row in zip(study.tail.index, study.tail.to_dict("records")):
         cells = [words(name), f"{100 * level:g} %"]
         for short in ("VaR", "ES"):
-            gap = (row[f"{short} scenarios"] - row[f"{short} real"]) / (row[f"{short} real s.e."] or math.nan)
-            cells += [
-                per_cent(row[f"{short} real"]),
-                "± " + per_cent(row[f"{short} real s.e."]),
-                per_cent(row[f"{short} scenarios"]),
-                cell(("+" if gap > 0 else "") + number(gap, 1), mark=abs(gap) <= 1.96),
-            ]
+            found = test.figures.loc[(name, level), [f"{short} {k}" for k in ("gap", "low", "high")]]
+            cells += [per_cent(row[f"{short} real"]), per_cent(row[f"{short} scenarios"]), *_gap(*found)]
         rows.append(cells)
+    total = [words("Sum of all"), NONE]
+    for short in ("VaR", "ES"):
+        sums = [study.tail[f"{short} {side}"].sum() for side in ("real", "scenarios")]
+        total += [*map(per_cent, sums), *_gap(*test.together.loc[short, ["gap", "low", "high"]])]
+    rows.append(total)
     columns = ["Portfolio", "Level"]
     for short in ("VaR", "ES"):
-        columns += [f"{short} held-out, %", "s.e.", f"{short} scenarios, %", "Gap in s.e."]
+        columns += [f"{short} held-out, %", f"{short} scenarios, %", "Gap, %", "By chance, %"]
     figure = picture(
-        figures.tail_risk(study.tail),
+        figures.tail_risk(study.tail, test.figures),
         "Value at risk and expected shortfall, held-out rows and scenarios.",
-        "Look for diamonds inside the bars. An orange diamond left of its bar means that the scenarios understate "
+        "Look for diamonds inside the bars, which say what chance gives. An orange diamond left of its bar means that the scenarios understate "
         "the risk; right of it, that they are more cautious than the held-out rows.",
     )
-    note = "✓ within 1.96 standard errors. The standard errors hold for independent rows; volatility that clusters "
-    note += "makes the true ones larger. Negative gap: the scenarios show less risk."
+    note = "Gap: scenarios less held-out, of the held-out number; negative: the scenarios understate the loss. By chance: "
+    note += "all these gaps together stay within their bounds in 95 % of the shuffles of rows between the two panels, for "
+    note += "two sets of one law; ✓ within. Good: all are within, and neither VaR nor ES is understated in every figure. Poor: "
+    note += "the sum of either is understated by more than chance gives."
     return lead, [figure, table("Tail risk.", columns, rows, note)]
+
+
+def _gap(gap, low, high):
+    """Cells of a gap, with its tick, and of its bounds."""
+    signed = [("+" if value > 0 else "") + per_cent(value, 1) for value in (gap, low, high)]
+    return cell(signed[0], mark=low <= gap <= high), f"{signed[1]} to {signed[2]}"
 
 
 def _generators(study):
     lead = (
         f"{study.generator_name} beside simpler rivals, and beside the floor: training rows put in the place of "
-        "scenarios, which is as close as real rows come to real rows."
+        "scenarios, which is as close as real rows come to real rows. " + RULE
     )
     if not study.splits:
         return lead, []
@@ -365,10 +382,10 @@ def _generators(study):
                 figures.generator_comparison(
                     {name: frame.loc[:, known] for name, frame in distances.items()}
                 ),
-                "How far each generator is from the held-out rows, five measures.",
-                "Look for dots in the shaded strip: there, scenarios are no further from the held-out rows than real "
-                "rows are. On the chronological split real rows differ too, as markets change, and the strip is wider "
-                "by as much.",
+                f"How far each generator is from the held-out rows, {known.sum()} of the measures.",
+                "Look for dots in the shaded strip, within the bound: 0 is typical of real rows. One measure beyond, of "
+                "these or of those in the tables, tells a generator apart. Where the training rows themselves are told apart, "
+                "as markets change, the bounds are moved out by as much.",
             )
         )
     blocks += [generator_table(name, split) for name, split in study.splits.items()]
@@ -378,14 +395,9 @@ def _generators(study):
 
 
 def _in_floors(split):
-    """Distances from the ideal in units of the bound's distance; NaN where that is zero or unknown."""
-    columns = {}
-    for key in DOTS:
-        metric = METRICS[key]
-        unit = metric.distance(split.report.table.at[key, "floor_high"])
-        far = split.table[key].map(metric.distance)
-        columns[metric.label] = far / unit if unit > 0 else far * math.nan
-    return pd.DataFrame(columns)
+    """Distances in units of the bound, 0 where a generator is nearer than real rows typically are, in the table's order."""
+    far = split.excess.loc[[*ranking(split), FLOOR_ROW], DOTS].clip(lower=0.0)
+    return far.rename(columns={key: METRICS[key].label for key in DOTS})
 
 
 SECTIONS = {

@@ -34,9 +34,10 @@ from finediff.portfolio import Allocation, LongOnly, MaximumSharpe, MaximumWeigh
 from finediff.report.verdicts import MATCHED, Verdict, verdicts
 from finediff.report.walk import Walks, walks
 from finediff.risk import annual_volatility, tail_risk_table
-from finediff.validation import ValidationReport, judge, qq_data
+from finediff.validation import TailTest, ValidationReport, joint_crashes, judge, qq_data, tail_test
 
 _LEAST_ROWS = 20  # below, nothing can be judged
+_SPLITS = 400  # random splits behind the bounds: a p-value of 5 % is known to 1 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +53,25 @@ class SplitResult:
         Of the chosen generator.
     qq : DataFrame
         Quantiles of the equal-weighted portfolio and of every asset, held-out rows against scenarios.
+    excess : DataFrame (generators, metrics)
+        Distances in units of the joint bounds.
     """
 
     description: str
     table: pd.DataFrame
     report: ValidationReport
     qq: pd.DataFrame
+    excess: pd.DataFrame
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """All that a report shows, and what the commands write."""
+    """All that a report shows, and what the commands write.
+
+    `tail` has the tail figures of the portfolios, `tail_test` their gaps beside what chance gives (None where
+    there is no figure); `crash_error` is the standard error of the log ratio of joint crashes, scenarios over rows
+    held out at random (NaN where there is none).
+    """
 
     title: str
     subtitle: str
@@ -84,6 +93,8 @@ class Study:
     caveats: tuple[str, ...] = ()
     fit_summary: str = ""
     walks: Walks = field(default_factory=Walks)
+    tail_test: TailTest | None = None
+    crash_error: float = float("nan")
 
 
 def study(
@@ -193,6 +204,8 @@ def study(
         random_state=int(seeds[1]),
         n_jobs=n_jobs,
     )
+    # A level with less than one held-out row beyond it cannot be judged.
+    levels = [a for a in (0.01, 0.05) if a * min(len(test), len(scenarios)) >= 1]
     result = Study(
         title=title,
         subtitle=f"{returns.shape[1]} assets, {len(returns):,} periods, {_day(returns.index[0])} to {_day(returns.index[-1])}",
@@ -208,8 +221,11 @@ def study(
         covariance_table=_covariance_table(covariances, test, len(train)),
         n_train=len(train),
         allocations=allocations,
-        # A level with less than one held-out row beyond it cannot be judged.
-        tail=tail_risk_table(test, scenarios, portfolios, [a for a in (0.01, 0.05) if a * len(test) >= 1]),
+        tail=tail_risk_table(test, scenarios, portfolios, levels),
+        tail_test=tail_test(test, scenarios, portfolios, levels, random_state=int(seeds[2]))
+        if levels
+        else None,
+        crash_error=joint_crashes(test, scenarios, random_state=int(seeds[2])),
         manifest=manifest or {},
         caveats=tuple(caveats),
         fit_summary=fitted["random", chosen].summary,
@@ -245,7 +261,7 @@ def _fit_and_sample(generator, train: pd.DataFrame, n: int, seed: int) -> _Fitte
 
 
 def _judge(where, train, test, scenarios, chosen, fitted, seed) -> SplitResult:
-    judged = judge(test, scenarios, train, random_state=seed)
+    judged = judge(test, scenarios, train, n_null=_SPLITS, random_state=seed)
     table = judged.table.copy()
     for column, value in (
         ("fit s", lambda f: f.fit_seconds),
@@ -263,6 +279,7 @@ def _judge(where, train, test, scenarios, chosen, fitted, seed) -> SplitResult:
         table=table,
         report=judged.reports[chosen],
         qq=qq_data(test, scenarios[chosen], assets=list(test.columns)),
+        excess=judged.excess,
     )
 
 

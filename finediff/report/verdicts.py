@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
-from finediff.report.metrics import METRICS
+from finediff.report.metrics import copiers, named, ranking, times
 from finediff.report.walk import ENSEMBLE, EQUAL, MONTH, NONLINEAR, QUARTER, SAMPLE, against, generator_of
 from finediff.validation import FLOOR_ROW
 
 MATCHED = "sample + matched diagonal"  # row of the covariance table
 _CHANCE = 1.96  # |t| below: no more than chance
+_FACTOR = 1.5  # an interval of a ratio that reaches further from 1 says nothing
+_POOR_RATE = 0.25  # share of portfolios rejected above which scenarios that are told apart are poor
 INDEPENDENT = (
     "These scenarios are independent in time: they describe one period ahead, without volatility clustering. "
     "Do not chain them into multi-day paths."
@@ -75,9 +76,10 @@ def _training(study) -> Verdict:
 def _fit(study) -> Verdict:
     here, later = study.splits["random"].report, study.splits["chronological"].report
     table = here.table
+    rate = table.loc["cvm_rejection_rate", "scenarios"]
     text = (
         f"On rows it never saw, {study.generator_name}'s median asset has {table.loc['sd_ratio', 'scenarios']:.2f} times the real "
-        f"volatility, and {_percent(table.loc['cvm_rejection_rate', 'scenarios'])} of random portfolios are told apart by "
+        f"volatility, and {_percent(rate)} of random portfolios are rejected by "
         f"Cramér–von Mises (real rows: {_percent(table.loc['cvm_rejection_rate', 'floor'])}). {_judged(here, 'at random')}; "
         f"{_lower(_judged(later, 'in time order'))}."
     )
@@ -85,28 +87,54 @@ def _fit(study) -> Verdict:
         text += f" {len(study.held_out)} held-out rows show large differences only."
     if here.within_floor and later.within_floor:
         return Verdict("good", text)
-    return Verdict("note" if table.loc["cvm_rejection_rate", "scenarios"] <= 0.25 else "poor", text)
+    return Verdict("poor" if not here.within_floor and rate > _POOR_RATE else "note", text)
 
 
 def _judged(report, how: str) -> str:
-    """Within or beyond the floor on one split, and by which metrics, in words."""
-    beyond = report.table.index[report.table["verdict"] == "beyond floor"]
-    names = [METRICS[key].label[0].lower() + METRICS[key].label[1:] for key in beyond]
-    if report.within_floor:
-        return f"Split {how}, they are as close to those rows as chance allows"
-    return f"Split {how}, they differ by more than chance ({', '.join(names) or 'taken together'})"
+    """Told apart from real rows or not on one split: the counts and the p-value of the tables, in words."""
+    excess = report.table["excess"]
+    count, judged = int((excess > 1).sum()), int(excess.notna().sum())
+    far = excess.sort_values(ascending=False).index
+    if not count:
+        return (
+            f"Split {how}, none of {judged} measures lies beyond the bounds that real rows keep (p = {report.p_value:.3f}; "
+            f"furthest: {named(far[0])}, {times(excess.max())} times its bound): they are not told apart from real rows"
+        )
+    names = ", ".join(named(key) for key in far[: min(count, 3)])
+    moved = ", moved out as the training rows differ too" if report.settings["bounds_moved"] else ""
+    return (
+        f"Split {how}, {count} of {judged} measures {'lies' if count == 1 else 'lie'} beyond the bounds that real rows keep"
+        f"{moved} (p = {report.p_value:.3f}; {'furthest: ' if count > 1 else ''}{names}): they are told apart from real rows"
+    )
 
 
 def _dependence(study) -> Verdict:
     table = study.splits["random"].report.table
+    if not np.isfinite(table.loc["correlation_error", "scenarios"]):
+        return Verdict("note", "The panel has one asset: there is no dependence to judge.")
     error, floor = table.loc["correlation_error", "scenarios"], table.loc["correlation_error", "floor"]
-    tail = table.loc["tail_dependence_ratio", "scenarios"]
+    ties = ["correlation_error", "correlation_max_error", "correlation_frobenius"]
+    beyond = [named(key) for key in ties if table.loc[key, "verdict"] == "beyond floor"]
     text = (
-        f"Split at random, correlations miss the held-out ones by {error:.3f} on average, where the training rows themselves miss them by "
-        f"{floor:.3f}; assets crash together {tail:.2f} times as often as they really do."
+        f"Split at random, correlations miss the held-out ones by {error:.3f} on average, where the training rows themselves "
+        f"miss them by {floor:.3f} ({'beyond the bound: ' + _list(beyond) if beyond else 'within the bounds'}); "
     )
-    status = "good" if error <= floor + 0.02 and abs(np.log(max(tail, 1e-9))) < 0.25 else "note"
-    return Verdict(status, text)
+    ratio, deviation = table.loc["tail_dependence_ratio", "scenarios"], study.crash_error
+    if not (np.isfinite(deviation) and ratio > 0):
+        return Verdict("note", f"{text}there are too few joint crashes to compare.")
+    low, high = ratio * np.exp(-_CHANCE * deviation), ratio * np.exp(_CHANCE * deviation)
+    wide = low < 1 / _FACTOR or high > _FACTOR
+    text += f"assets crash together {ratio:.2f} times as often as they really do (95 % interval {low:.2f} to {high:.2f}): "
+    if high < 1 or low > 1:
+        text += f"too {'few' if high < 1 else 'many'} joint crashes"
+        if table.loc["tail_dependence_ratio", "verdict"] == "within floor":
+            text += ", by this interval, though not beyond the wider bound that all measures share"
+        return Verdict("poor" if high < 1 / _FACTOR or low > _FACTOR else "note", text + ".")
+    if wide:
+        text += "the interval holds 1, but is too wide to say that it is right."
+    else:
+        text += "no more than chance."
+    return Verdict("note" if wide or beyond else "good", text)
 
 
 def _covariance(study) -> Verdict:
@@ -190,44 +218,86 @@ def _portfolio(study) -> Verdict:
 
 
 def _tail(study) -> Verdict:
-    tail = study.tail
-    gap = (tail["VaR scenarios"] - tail["VaR real"]) / tail["VaR real s.e."]
-    outside = gap[gap.abs() > 2]
-    label, level = gap.abs().idxmax()
-    row = tail.loc[(label, level)]
-    text = (
-        f"Split at random, {len(gap) - len(outside)} of {len(gap)} value-at-risk figures of portfolios lie within two standard errors of the held-out "
-        f"rows'; the furthest is {label} at {_percent(level)}: {_percent(row['VaR scenarios'], 2)} in the scenarios, {_percent(row['VaR real'], 2)} "
-        f"(s.e. {_percent(row['VaR real s.e.'], 2)}) in reality."
-    )
-    if len(outside) and (outside < 0).any():
-        return Verdict(
-            "poor" if len(outside) > len(gap) / 2 else "note", text + " The scenarios understate risk there."
+    test = study.tail_test
+    if test is None:
+        return Verdict("note", "There are too few held-out rows to measure a tail.")
+    figures, total = len(test.figures), 2 * len(test.figures) + 2
+    said, understated = [], False
+    for short, name in (("VaR", "value at risk"), ("ES", "expected shortfall")):
+        gap, low, high, below = test.together.loc[short, ["gap", "low", "high", "understated"]]
+        sign = "understated" if gap < 0 else "overstated"
+        same = int(below) if gap < 0 else figures - int(below)
+        all_below = below == figures
+        understated |= bool(all_below or gap < low)
+        said.append(
+            f"{name} is {sign} by {_percent(abs(gap), 1)} in sum and in {'all' if same == figures else f'{same} of'} "
+            f"{figures} figures ({'more than chance' if not low <= gap <= high else 'chance'} gives "
+            f"{_range(low, high)})"
         )
-    return Verdict("note" if len(outside) else "good", text)
+    text = f"Split at random, {'; '.join(said)}. "
+    if test.outside:
+        text += f"{test.outside} of {total} numbers lie outside the bounds of chance (p = {test.p_value:.3f})"
+        text += _furthest_figure(test)
+    else:
+        text += f"None of the {total} numbers lies outside the bounds of chance (p = {test.p_value:.3f})"
+        text += ", yet a side that all figures share is to be kept in mind" if understated else ""
+    status = "good" if not (test.outside or understated) else "note"
+    if any(test.together.loc[short, "gap"] < test.together.loc[short, "low"] for short in ("VaR", "ES")):
+        status = "poor"
+    return Verdict(status, text + ".")
+
+
+def _furthest_figure(test) -> str:
+    """The largest gap of a single figure outside its bounds, in words."""
+    found = []
+    for short in ("VaR", "ES"):
+        for (label, level), row in test.figures.iterrows():
+            gap = row[f"{short} gap"]
+            if not row[f"{short} low"] <= gap <= row[f"{short} high"]:
+                found.append((abs(gap), f"{short} of {label} at {_percent(level)}: {_plus(gap)}"))
+    return f", of single figures the largest gap is {max(found)[1]}" if found else ""
+
+
+def _plus(gap: float) -> str:
+    return f"{'+' if gap > 0 else '−'}{_percent(abs(gap), 1)}"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{_plus(low)} to {_plus(high)}"
 
 
 def _generators(study) -> Verdict:
-    table = study.splits["random"].table.drop(index=FLOOR_ROW)
-    copies = table.index[table["memorised_fraction"] > 0.5]
-    rivals = table.drop(index=copies)
-    ours, order = rivals.loc[study.generator_name], rivals["energy_distance"].sort_values()
-    place = int(order.index.get_loc(study.generator_name)) + 1
+    split = study.splits["random"]
+    table, copies = split.table.drop(index=FLOOR_ROW), copiers(split)
+    order = [name for name in ranking(split) if name not in copies]
+    passed = [name for name in order if not table.loc[name, "beyond"]]
     text = (
-        f"By energy distance to the held-out rows {study.generator_name} comes {_ordinal(place)} of {len(order)} generators that "
-        f"do not copy rows (times 1,000: {1e3 * ours['energy_distance']:.2f}; best {order.index[0]} with "
-        f"{1e3 * order.iloc[0]:.2f}, real rows {1e3 * _floor(study)['energy_distance']:.2f})."
+        f"Of {len(order)} generators that do not copy rows, " if copies else f"Of {len(order)} generators, "
     )
-    if len(copies):
+    if passed:
+        text += f"{len(passed)} {'is' if len(passed) == 1 else 'are'} not told apart from real rows ({', '.join(passed)})"
+    else:
+        text += "none passes: all are told apart from real rows"
+    ours = table.loc[study.generator_name]
+    if study.generator_name in order:
+        place = order.index(study.generator_name) + 1
+        text += f"; {study.generator_name} comes {_ordinal(place)} by its furthest measure ("
+    else:
+        place = 0
+        text += f"; {study.generator_name} copies rows and is not ranked (furthest measure "
+    text += f"{named(ours['furthest_metric'])}, {times(ours['furthest'])} times its bound, p = {ours['p_value']:.3f})"
+    if place > 1:
+        best = table.loc[order[0]]
+        text += f", {order[0]} first ({named(best['furthest_metric'])}, {times(best['furthest'])})"
+    text += "."
+    if copies:
         text += (
-            f" {_capital(_list(copies))} {'repeats' if len(copies) == 1 else 'repeat'} training rows: nothing in their "
-            "scenarios is new."
+            f" {_capital(', '.join(copies))} {'repeats' if len(copies) == 1 else 'repeat'} training rows: what they repeat "
+            "is not new."
         )
-    return Verdict("good" if place == 1 else "note", text)
-
-
-def _floor(study) -> pd.Series:
-    return study.splits["random"].table.loc[FLOOR_ROW]
+    if not place:
+        return Verdict("poor", text)
+    return Verdict("good" if place == 1 and passed else "note", text)
 
 
 def _percent(share: float, digits: int = 0) -> str:

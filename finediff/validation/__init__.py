@@ -14,14 +14,20 @@ need not have the sizes of the test). Ranks are computed once; a split is a 0/1 
     energy distance = (2 E|x-y| - E|x-x'| - E|y-y'|) / (2 E|x-y|), in [0, 1]      (Szekely & Rizzo)
     tail dependence = P(x_i and x_j both among their worst u rows) / u            mean over pairs, u = 2..5 %
 
-Every metric stands beside its real-vs-real floor, computed from as many rows on either side. `floor_high`
-is the 95 % bound of that floor. Of K metrics K/20 exceed theirs by chance: the verdict of a report compares
+Every metric stands beside its real-vs-real floor, computed from as many rows on either side. One rule gives all
+verdicts: b_k, the distance of metric k from its ideal (of a rate its root, of a p-value its logit), has the bound
 
-    max_k (b_k - median b_k)/(floor_high_k - median b_k),      b_k: distance of metric k from its ideal,
+    median b_k + c (95 % quantile of b_k - median b_k),      c: 95 % quantile of the furthest metric's z,
 
-with the 99 % quantile of the same maximum over the splits.
+over random splits of real rows, so that in 95 % of splits no metric at all lies beyond its bound. Scenarios with
+one metric beyond are told apart from real rows, a test of size 5 %; without any they are not. Where the training
+rows themselves are told apart from the held-out ones (markets change), all bounds are moved out by as much.
 
-inputs <- cvm, metrics <- floor <- report.
+Tails of portfolios are judged by `tail_test`: gaps of value at risk and expected shortfall, and their sums over
+all figures, beside joint bounds from rows shuffled between the real panel and the scenarios; `joint_crashes`
+puts an interval around the ratio of tail dependence.
+
+inputs <- cvm, metrics <- floor <- report; inputs, metrics <- tails.
 """
 
 from finediff.validation.cvm import (
@@ -39,11 +45,13 @@ from finediff.validation.metrics import (
     qq_data,
 )
 from finediff.validation.report import FLOOR_ROW, Comparison, ValidationReport, compare, judge, validate
+from finediff.validation.tails import TailTest, joint_crashes, tail_test
 
 __all__ = [
     "FLOOR_ROW",
     "Comparison",
     "CvMResult",
+    "TailTest",
     "ValidationReport",
     "classifier_auc",
     "compare",
@@ -51,10 +59,12 @@ __all__ = [
     "cvm_portfolio_test",
     "cvm_two_sample",
     "energy_distance",
+    "joint_crashes",
     "judge",
     "lower_tail_dependence",
     "panel_metrics",
     "portfolio_weights",
     "qq_data",
+    "tail_test",
     "validate",
 ]

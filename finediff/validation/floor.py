@@ -1,12 +1,20 @@
 """What real rows do against real rows: the bounds that scenarios are judged by.
 
-b_k: distance of metric k from its ideal, z_k = (b_k - median b_k)/(b_k's 95 % quantile - median b_k) over splits.
+b_k: distance of metric k from its ideal (root of a rate, logit of a p-value), over random splits of real rows
+
+    z_k      = (b_k - median b_k)/(95 % quantile of b_k - median b_k)
+    c        = 95 % quantile of max_k z_k over the same splits
+    bound_k  = median b_k + c (95 % quantile of b_k - median b_k),      excess_k = z_k/c
+
+All metrics of real rows stay within their bounds in 95 % of splits, so one metric beyond its bound is a test of
+size 5 % (single-step max-T: Westfall & Young 1993). excess_k is 0 for a typical split and 1 at the bound.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtri
 
 from finediff.memorisation import copied, median_ratio, two_nearest
 from finediff.validation.cvm import CvMResult, cvm_null, cvm_result, portfolio_weights, random_masks
@@ -44,6 +52,8 @@ _KIND = pd.Series(
         "memorised_fraction": "error",
     }
 )
+SIZE = 0.05  # of the joint test
+
 # Tails of index near 4 leave the third and fourth moments without a sampling law that splits could show:
 # under one law they pass a 95 % bound in 10-23 % of cases. Quantiles and dependence judge the tails.
 _SHOWN_ONLY = ["skewness_error", "kurtosis_ratio", "kurtosis_ratio_portfolio"]
@@ -67,6 +77,23 @@ def from_badness(bad: pd.Series) -> pd.Series:
     return out.where(np.isfinite(bad))
 
 
+def _scaled(bad):
+    """Badness on scales where all metrics have like tails: the root of the rejection rate, the logit of 1 - p."""
+    out = bad.copy()
+    # Portfolios share the market: between like rows their rejection rate is 2 % in the median, 50 % once in 200.
+    out["cvm_rejection_rate"] = np.sqrt(bad["cvm_rejection_rate"])
+    p = np.clip(bad["cvm_mean_p"], 1e-12, 1 - 1e-12)
+    out["cvm_mean_p"] = np.log(p / (1 - p))
+    return out
+
+
+def _unscaled(scaled: pd.Series) -> pd.Series:
+    out = scaled.copy()
+    out["cvm_rejection_rate"] = min(scaled["cvm_rejection_rate"] ** 2, 1.0)
+    out["cvm_mean_p"] = 1 / (1 + np.exp(-scaled["cvm_mean_p"]))
+    return out
+
+
 class Floor:
     """Real rows against real rows: drawn once, shared by every generator that is judged by it.
 
@@ -74,8 +101,12 @@ class Floor:
     (without them x is halved); m: scenarios that will be judged.
 
     n, m : rows on either side of every comparison.
-    values, high : Series; metrics of real rows, and the bound of their badness.
-    threshold, furthest : 99 % quantile of the furthest metric's z over the splits, and its values (n_null,).
+    values, high : Series; metrics of real rows, and the bounds of badness that they keep together.
+    furthest, threshold : largest z of every split (n_null,), and c: of n_null + 1 draws of one law one in twenty
+        lies above it.
+    own_excess, own_p : of the training rows in the place of scenarios, before the bounds are moved; None and NaN
+        without them.
+    train_differs : do they lie beyond the bounds?
     """
 
     def __init__(self, x, train, m: int, n_portfolios: int, n_null: int, rng: np.random.Generator):
@@ -101,12 +132,18 @@ class Floor:
         masks = random_masks(self.n, self.m, n_null, np.random.default_rng(seeds[2]))
         bad = badness(self._draw(pool, masks, rng))
         self._bound(bad)
-        self.shift = 0.0
+        self.shift, self.own_excess, self.own_p, self.train_differs = 0.0, None, float("nan"), False
         if train is not None:
             self.values, _ = self.measure(pool[self.n :], own=True)
-            # Training rows may differ from later ones by more than chance; no generator can undo that.
-            self.shift = (badness(self.values) - bad.mean()).clip(lower=0.0).fillna(0.0)
-        self.high = self._high + self.shift
+            self.own_excess = self.excess(self.values)
+            self.own_p = self.p_value(self.own_excess)
+            self.train_differs = bool((self.own_excess > 1).any())
+            if self.train_differs:
+                # Training rows differ from these by more than chance: no generator can undo that. Only then are
+                # the bounds moved, since the gap of two like sets would widen them by nothing but noise.
+                gap = _scaled(badness(self.values)) - _scaled(bad).mean()
+                self.shift = gap.clip(lower=0.0).where(np.isfinite(gap), 0.0)
+        self.high = _unscaled(self._middle + self.threshold * self._spread + self.shift)
 
     def _draw(self, pool: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
         """Metrics (n_null, K) between random splits of real rows; their mean is the floor's first answer."""
@@ -119,7 +156,9 @@ class Floor:
         null["energy_distance"] = energy_null(part, random_masks(*self._energy_rows, n_null, rng))
         a, b = self._classifier_rows
         deviation = AUC_INFLATION * np.sqrt((a + b + 1) / (12 * a * b))
-        null["c2st_auc"] = 0.5 + deviation * rng.standard_normal(n_null)
+        # Normal scores in random order: the law without the noise of n_null draws.
+        scores = ndtri((np.arange(n_null) + 0.5) / n_null)
+        null["c2st_auc"] = 0.5 + deviation * rng.permutation(scores)
         if self._nearest is not None:
             first = self._nearest[:, 0]
             null["nn_ratio"] = [
@@ -135,30 +174,27 @@ class Floor:
 
     def _bound(self, bad: pd.DataFrame) -> None:
         """Units of z, and the law of the furthest metric, from the badness (n_null, K) of the splits."""
-        self._middle = bad.quantile(0.5, interpolation="higher")
-        self._high = bad.quantile(0.95, interpolation="higher")
-        spread = (self._high - self._middle).where(np.isfinite(self._high) & (self._high > self._middle))
+        scaled = _scaled(bad)
+        self._middle = scaled.quantile(0.5, interpolation="higher")
+        high = scaled.quantile(0.95, interpolation="higher")
+        spread = (high - self._middle).where(np.isfinite(high) & (high > self._middle))
         few = [f"q{100 * p:g}_error" for p in LEVELS if min(self.n, self.m) * min(p, 1 - p) < _TAIL_ROWS]
         # The bounds learn the tail's law from these very rows: from few beyond the quantile they learn it wrong.
         spread[[*_SHOWN_ONLY, *few, *(["q1_error_portfolio"] if "q1_error" in few else [])]] = np.nan
         self._spread, self.judged = spread, spread.notna()
-        self.furthest = self._z(bad).max(axis=1).to_numpy()
-        self.threshold = float(np.quantile(self.furthest, 0.99, method="higher"))
-
-    def _z(self, bad):
-        return (bad - self._middle) / self._spread
-
-    def beyond(self, values: pd.Series) -> pd.Series:
-        """Which judged metrics lie outside their 95 % bound?"""
-        return self.judged & values.notna() & (badness(values) > self.high)
+        self.furthest = ((scaled - self._middle) / spread).max(axis=1).to_numpy()
+        beyond = int(SIZE * (len(bad) + 1))
+        self.threshold = float(np.sort(self.furthest)[-beyond])
 
     def excess(self, values: pd.Series) -> pd.Series:
-        """z of every judged metric, shift deducted; NaN for the others."""
-        return self._z(badness(values) - self.shift).where(self.judged & values.notna())
+        """Distance of every judged metric in units of its bound, shift deducted; NaN for the others."""
+        z = (_scaled(badness(values)) - self.shift - self._middle) / self._spread
+        return (z / self.threshold).where(self.judged & values.notna())
 
-    def train_differs(self) -> bool:
-        """Do the training rows themselves lie further from x than chance allows?"""
-        return self._train is not None and bool(self._z(badness(self.values)).max() > self.threshold)
+    def p_value(self, excess: pd.Series) -> float:
+        """(1 + splits whose furthest metric lies as far out) / (1 + splits): at most 5 % where one exceeds 1."""
+        reached = self.furthest / self.threshold >= excess.max() - 1e-12
+        return float((1 + reached.sum()) / (1 + len(self.furthest)))
 
     def measure(self, y: np.ndarray, own: bool = False) -> tuple[pd.Series, CvMResult]:
         """All metrics of y. `own`: y are training rows, each of which is its own nearest training row."""

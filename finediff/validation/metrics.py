@@ -132,8 +132,14 @@ def lower_tail_dependence(x) -> float:
     About .035 for independent assets, 1 for assets that fall together; NaN for fewer than 50 rows or 2 assets.
     Non-finite values are a ValueError. H. Joe, "Multivariate models and dependence concepts" (1997), at a finite u.
     """
-    columns = as_rows(x, "x").T
-    return _tail_dependence(columns, np.sort(columns, axis=1))
+    return tail_dependence(as_rows(x, "x").T)
+
+
+def tail_dependence(columns: np.ndarray) -> float:
+    """`lower_tail_dependence` of a checked sample in the layout (d, n)."""
+    n = columns.shape[1]
+    needed = [max(int(u * n), 1) - 1 for u in _TAIL_LEVELS]
+    return _tail_dependence(columns, np.partition(columns, needed, axis=1))
 
 
 def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -25,9 +25,11 @@ class ValidationReport:
     verdict : str
         One plain sentence.
     within_floor : bool
-        Are the scenarios, over all judged metrics together, no further from the real rows than chance allows?
+        No judged metric lies beyond its bound: the scenarios are not told apart from real rows. Of real rows in
+        the place of scenarios 95 % are within.
     p_value : float
-        Fraction of random splits of real rows whose furthest metric lies as far out.
+        (1 + random splits of real rows whose furthest metric lies as far out) / (1 + splits); within_floor is
+        p_value > 5 %.
     table : DataFrame
         See `to_frame`.
     cvm : CvMResult
@@ -43,12 +45,14 @@ class ValidationReport:
     settings: dict
 
     def to_frame(self) -> pd.DataFrame:
-        """Metrics by ``scenarios``, ``floor``, ``floor_high``, ``verdict``.
+        """Metrics by ``scenarios``, ``floor``, ``floor_high``, ``verdict``, ``excess``.
 
         ``floor`` is the value of real rows in the place of scenarios: the training rows where they were
-        given, the mean over random splits otherwise. ``floor_high`` is the 95 % bound over random splits,
-        moved out by as much as the training rows themselves exceed the mean of the splits; a ratio is within
-        its floor between 1/floor_high and floor_high, ``cvm_mean_p`` above floor_high, all else below.
+        given, the mean over random splits otherwise. ``floor_high`` is a joint bound: in 95 % of random splits
+        of real rows no metric lies beyond its own. Where the training rows themselves lie beyond it, all bounds
+        are moved out by as much as the training rows exceed the mean of the splits. A ratio is within its floor
+        between 1/floor_high and floor_high, ``cvm_mean_p`` above floor_high, all else below. ``excess`` is the
+        distance in units of the bound: 0 is typical of real rows, above 1 is beyond; NaN where not judged.
         """
         return self.table.copy()
 
@@ -77,10 +81,13 @@ class Comparison:
         As `compare` returns it.
     reports : dict
         From a generator's name to its ValidationReport.
+    excess : DataFrame (generators, metrics)
+        Distances in units of the bounds, `FLOOR_ROW` last; see `ValidationReport.to_frame`.
     """
 
     table: pd.DataFrame
     reports: dict[str, ValidationReport]
+    excess: pd.DataFrame
 
 
 def validate(
@@ -115,9 +122,11 @@ def validate(
     Notes
     -----
     Scenario and floor numbers use equally many rows: errors shrink with size, and unequal sizes would flatter
-    one side. More scenarios than real rows are compared in 8 random subsets and averaged. Bounds assume that
-    rows are exchangeable between splits; volatility clusters make a split in time differ by more than that,
-    and the verdict says so. The portfolio metrics hold money weights and so depend on the scale of assets;
+    one side. More scenarios than real rows are compared in 8 random subsets and averaged. The
+    size of 5 % is that of splits; fresh real rows were told apart in 4 % of 50 cases on 20 US shares (1,400 rows
+    a side), in 7 % of 120 cases on a simulated t law (5 degrees of freedom, 300 rows), and in 16 % with 120 rows,
+    because so few heavy-tailed rows know little of their own tails. Bounds assume that rows are exchangeable between splits;
+    volatility clusters make a split in time differ by more than that, and the verdict says so. The portfolio metrics hold money weights and so depend on the scale of assets;
     the others do not change when an asset is rescaled.
     """
     judged = judge(
@@ -142,8 +151,11 @@ def compare(
     Returns
     -------
     DataFrame
-        Ten main metrics of `validate`, ``beyond`` (how many of all metrics lie outside their 95 % bound)
-        and ``verdict`` ("within floor", "beyond floor"; "floor" in the last row, `FLOOR_ROW`).
+        Ten main metrics of `validate`; ``beyond``: how many of all metrics lie beyond their joint bounds;
+        ``furthest``, ``furthest_metric``: the largest distance in units of its bound, and whose it is;
+        ``p_value``; ``verdict``: "beyond floor" where ``beyond`` > 0 (furthest > 1, p_value <= 5 %: the same),
+        "within floor" otherwise. The last row, `FLOOR_ROW`, has the training rows in the place of scenarios,
+        before any bound is moved for them, and the verdict "floor".
     """
     judged = judge(
         real,
@@ -201,35 +213,66 @@ def judge(
     for name, y in samples.items():
         given = [len(real), len(synthetics[name]), 0 if train is None else len(train)]
         report = reports[name] = _report(floor, y, settings | {"rows_given": given})
-        rows[name] = report.table["scenarios"][_MAIN].to_dict()
-        rows[name]["beyond"] = int((report.table["verdict"] == "beyond floor").sum())
-        rows[name]["verdict"] = "within floor" if report.within_floor else "beyond floor"
-    own = {"beyond": int(floor.beyond(floor.values).sum()), "verdict": "floor"}
-    rows[FLOOR_ROW] = floor.values[_MAIN].to_dict() | own
-    return Comparison(pd.DataFrame.from_dict(rows, orient="index"), reports)
+        excess = report.table["excess"]
+        rows[name] = report.table["scenarios"][_MAIN].to_dict() | {
+            "beyond": int((excess > 1).sum()),
+            "furthest": float(excess.max()),
+            "furthest_metric": excess.idxmax(),
+            "p_value": report.p_value,
+            "verdict": "within floor" if report.within_floor else "beyond floor",
+        }
+    own = floor.excess(floor.values)
+    unmoved = own if floor.own_excess is None else floor.own_excess
+    rows[FLOOR_ROW] = floor.values[_MAIN].to_dict() | {
+        "beyond": int((unmoved > 1).sum()),
+        "furthest": float(unmoved.max()),
+        "furthest_metric": unmoved.idxmax(),
+        "p_value": floor.own_p,
+        "verdict": "floor",
+    }
+    excess = pd.DataFrame(
+        {name: report.table["excess"] for name, report in reports.items()} | {FLOOR_ROW: own}
+    ).T
+    return Comparison(pd.DataFrame.from_dict(rows, orient="index"), reports, excess)
 
 
 def _report(floor: Floor, y: np.ndarray, settings: dict) -> ValidationReport:
     values, result = floor.measure(y)
-    z, beyond = floor.excess(values), floor.beyond(values)
+    excess = floor.excess(values)
+    beyond, p = excess > 1, floor.p_value(excess)
     label = pd.Series("not judged", index=values.index, dtype=object)
-    label[z.notna()] = "within floor"
+    label[excess.notna()] = "within floor"
     label[beyond] = "beyond floor"
-    worst = float(z.max())
-    within = worst <= floor.threshold
-    p = float((1 + (floor.furthest >= worst).sum()) / (1 + len(floor.furthest)))
-    count = f"{int(beyond.sum())} of {int(z.notna().sum())} metrics lie outside their 95 % bound"
-    if within:
-        verdict = f"Within the real-vs-real floor: {count}, as chance allows (p = {p:.3f})"
-    else:
-        top = ", ".join(z[beyond].sort_values(ascending=False).index[:3])
-        verdict = f"Beyond the real-vs-real floor (p = {p:.3f}): {count}, furthest {top}"
+    within = not beyond.any()
+    judged, far = int(excess.notna().sum()), excess.max()
+    furthest = (
+        f"{excess.idxmax()} at {far:.2f} times its bound"
+        if np.isfinite(far)
+        else f"{excess.idxmax()}, off the scale"
+    )
+    verdict = (
+        f"{'Within' if within else 'Beyond'} the real-vs-real floor (p = {p:.3f}): {int(beyond.sum())} of {judged} "
+        f"metrics lie beyond bounds that real rows keep together in 95 % of cases, furthest {furthest}"
+    )
     if beyond["memorised_fraction"]:
         verdict += "; scenarios repeat training rows"
-    if floor.train_differs():
-        verdict += "; the training rows themselves differ from the real rows by more than chance"
+    if floor.train_differs:
+        verdict += (
+            f"; the training rows themselves differ from the real rows by more than chance ({int((floor.own_excess > 1).sum())} metrics "
+            "beyond), and the bounds are moved out by as much"
+        )
     table = pd.DataFrame(
-        {"scenarios": values, "floor": floor.values, "floor_high": from_badness(floor.high), "verdict": label}
+        {
+            "scenarios": values,
+            "floor": floor.values,
+            "floor_high": from_badness(floor.high),
+            "verdict": label,
+            "excess": excess,
+        }
     )
-    settings = settings | {"rows_real": floor.n, "rows_synthetic": floor.m}
-    return ValidationReport(verdict + ".", bool(within), p, table, result, settings)
+    settings = settings | {
+        "rows_real": floor.n,
+        "rows_synthetic": floor.m,
+        "bounds_moved": floor.train_differs,
+    }
+    return ValidationReport(verdict + ".", within, p, table, result, settings)

@@ -1,7 +1,7 @@
 """What follows from the law: covariances, portfolios, tail risk, and the comparison of generators.
 
 noise law of a spectrum   Marchenko-Pastur F(b) - F(a) in each bin, q = d/n of the training rows
-error bars of tail risk   +- 1.96 standard errors of the real number
+bars of tail risk         joint bounds of chance around the real number
 """
 
 from __future__ import annotations
@@ -265,13 +265,15 @@ def portfolio_weights(weights: pd.DataFrame) -> str:
 
 
 @drawn
-def tail_risk(table: pd.DataFrame) -> str:
-    """VaR and ES of each portfolio: real number with its 95 % bar, scenarios beside it.
+def tail_risk(table: pd.DataFrame, bounds: pd.DataFrame) -> str:
+    """VaR and ES of each portfolio: real number with the bar that chance gives, scenarios beside it.
 
     Parameters
     ----------
     table : DataFrame
         Of `finediff.risk.tail_risk_table`.
+    bounds : DataFrame
+        The figures of `finediff.validation.tail_test` on the same rows.
 
     Returns
     -------
@@ -285,11 +287,12 @@ def tail_risk(table: pd.DataFrame) -> str:
     measures = {"VaR": "value at risk", "ES": "expected shortfall"}
     for axes, (short, title) in zip(figure.subplots(1, 2, sharey=True), measures.items()):
         real, made = 100 * table[f"{short} real"].to_numpy(), 100 * table[f"{short} scenarios"].to_numpy()
-        half = 196 * table[f"{short} real s.e."].to_numpy()
-        inside = np.abs(made - real) <= half
+        gap, low, high = (bounds.loc[table.index, f"{short} {k}"].to_numpy() for k in ("gap", "low", "high"))
+        inside = (low <= gap) & (gap <= high)
+        arms = np.abs(real) * np.maximum([-low, high], 0.0)
         missed += int((~inside).sum())
         axes.errorbar(
-            real, place + 0.12, xerr=half, fmt="o", color=INK, markersize=6, elinewidth=1.4, capsize=3
+            real, place + 0.12, xerr=arms, fmt="o", color=INK, markersize=6, elinewidth=1.4, capsize=3
         )
         axes.plot(made[inside], place[inside] - 0.16, "D", color=BLUE, markersize=6.5)
         axes.plot(made[~inside], place[~inside] - 0.16, "D", color=ORANGE, markersize=6.5)
@@ -309,7 +312,13 @@ def tail_risk(table: pd.DataFrame) -> str:
         figure,
         [
             Line2D(
-                [], [], color=INK, marker="o", markersize=6, linewidth=1.4, label="held-out rows, ± 1.96 s.e."
+                [],
+                [],
+                color=INK,
+                marker="o",
+                markersize=6,
+                linewidth=1.4,
+                label="held-out rows, and what chance gives",
             ),
             dots("scenarios, within", BLUE, "D", 6),
             dots("scenarios, outside the bar", ORANGE, "D", 6),
@@ -317,7 +326,7 @@ def tail_risk(table: pd.DataFrame) -> str:
     )
     return figure, (
         f"Value at risk and expected shortfall of {len(table)} portfolio and level pairs; {missed} of "
-        f"{2 * len(table)} scenario numbers lie outside 1.96 standard errors of the held-out number."
+        f"{2 * len(table)} scenario numbers lie outside the joint bounds of chance."
     )
 
 
@@ -326,12 +335,12 @@ def tail_risk(table: pd.DataFrame) -> str:
 
 @drawn
 def generator_comparison(distances: Mapping) -> str:
-    """Distance of each generator from the ideal, in units of the 95 % bound of real rows.
+    """Distance of each generator from what is typical of real rows, in units of the joint bound of real rows.
 
     Parameters
     ----------
     distances : mapping split -> DataFrame (generators, metrics)
-        0: ideal; 1: the edge of what real rows do among themselves. NaN is not drawn.
+        0: typical of real rows; 1: the bound. NaN is not drawn; infinity is drawn at the rim.
 
     Returns
     -------
@@ -350,7 +359,7 @@ def generator_comparison(distances: Mapping) -> str:
         for look, frame in zip(looks, distances.values()):
             for name in names:
                 value = frame[metric].get(name, np.nan)
-                if not np.isfinite(value):
+                if np.isnan(value):
                     continue
                 beyond += value > 1
                 far, at = value > _CAP, place[name] + look["y"]
@@ -365,7 +374,7 @@ def generator_comparison(distances: Mapping) -> str:
                 )
                 if far:
                     axes.annotate(
-                        f"{value:.0f}×",
+                        f"{value:.0f}×" if np.isfinite(value) else "∞",
                         (_CAP, at),
                         (-6, 0),
                         textcoords="offset points",
@@ -379,9 +388,7 @@ def generator_comparison(distances: Mapping) -> str:
         axes.set_yticks(place, [shortened(name, 24) for name in names], color=INK)
         axes.set_title(metric, fontsize=12)
         axes.spines["left"].set_visible(False)
-    figure.supxlabel(
-        "distance from the ideal, in units of the bound of real rows", fontsize=12.5, color=MUTED
-    )
+    figure.supxlabel("distance in units of the bound: 0 typical of real rows", fontsize=12.5, color=MUTED)
     legend(
         figure,
         [
@@ -389,7 +396,7 @@ def generator_comparison(distances: Mapping) -> str:
                 dots(f"{name} split", look["color"], look["marker"], 6)
                 for look, name in zip(looks, distances)
             ),
-            band("as close as real rows are to real rows", TEAL, 0.2),
+            band("within the bound of real rows", TEAL, 0.2),
             dots("off the scale", MUTED, "o", 6, hollow=True),
         ],
     )
