@@ -31,8 +31,12 @@ from finediff.cli.wishes import limits_of
 def covariance(
     panel: Panel,
     estimator: Annotated[
-        Estimator, typer.Option(help="How, without --model. window-ensemble held out best.")
-    ] = Estimator.sample,
+        Estimator | None,
+        typer.Option(
+            help="How, without --model: by default window-ensemble, which held out best (sample with --clean).",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="Fitted generator, whose covariance is used instead.")
     ] = None,
@@ -56,7 +60,7 @@ def covariance(
 
     from finediff.covariance import ScenarioCovariance, clip, n_factors
 
-    if model is not None and estimator is not Estimator.sample:
+    if model is not None and estimator is not None:
         raise ValueError(
             f"expected --model or --estimator, got both: leave out --estimator {estimator.value}, or --model"
         )
@@ -67,8 +71,10 @@ def covariance(
             "expected --model with missing returns, got none: fit one by finediff fit --model factor --missing keep, or choose "
             "--missing drop_rows or drop_assets"
         )
-    how = estimator.value
     if model is None:
+        # A clip is meant for a sample's noise; what is shrunk already has little left.
+        estimator = estimator or (Estimator.sample if clean else Estimator.window_ensemble)
+        how = estimator.value
         matrix = returns.cov()
         if estimator is not Estimator.sample:
             fitted = covariance_of(estimator).fit(returns)

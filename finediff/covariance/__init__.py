@@ -8,6 +8,7 @@
     blocks             block_correlation: groups of assets that are alike
     estimators         the same with fit(X).covariance_
     rows               constant-correlation shrinkage, Student t: they need the rows
+    volatility         today's: exponential weights, GARCH, the one that all assets share
     ensemble           WindowEnsembleCovariance: several windows at once
     scenario           ScenarioCovariance: a generator's covariance
 
