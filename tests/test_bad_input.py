@@ -245,6 +245,11 @@ TABLE = [
         lambda: command("sample", "ridge", "--stress", "AAB=-.1"),
         "did you mean AAA?",
     ),
+    (
+        "`finediff sample` of more than a file holds",
+        lambda: command("sample", "ridge", "-n", 10**11),
+        "--out scenarios",
+    ),
     ("a stress in percent", lambda: command("sample", "ridge", "--stress", "AAA=-10%"), "AAPL=-0.07 is -7 %"),
     ("a stress without a number", lambda: command("sample", "ridge", "--stress", "AAA"), "ASSET=RETURN"),
     (

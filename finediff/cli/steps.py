@@ -27,6 +27,8 @@ from finediff.cli.options import (
 )
 from finediff.cli.wishes import stress_of
 
+_LARGEST_TABLE = 2**28  # numbers held in memory for one file: 2 GiB
+
 
 @app.command()
 def check(panel: Panel, kind: KindOption = Kind.prices, start: Start = None, end: End = None) -> None:
@@ -158,6 +160,11 @@ def sample(
         generator.sample_to(out, n, chunk=chunk, random_state=seed, dtype=dtype, progress=None, stress=wanted)
         print(f"{n} scenarios of {generator.n_features_in_} assets{under}, independent in time: {out}")
         return
+    if n * generator.n_features_in_ > _LARGEST_TABLE:
+        raise ValueError(
+            f"expected at most {_LARGEST_TABLE // generator.n_features_in_} scenarios in one file, got {n}: a table is held in "
+            f"memory; a directory is not, --out {out.with_suffix('')}"
+        )
     scenarios = as_frame(generator.sample(n, random_state=seed, stress=wanted))
     write_table(scenarios, out, "sample", {"model": model, "n": n, "stress": stress}, seed, scenarios)
     print(f"{n} scenarios of {scenarios.shape[1]} assets{under}, independent in time: {out}")
