@@ -370,12 +370,52 @@ class Grumbling(LedoitWolf):
         return super().fit(X)
 
 
+class Rising(LedoitWolf):
+    """Fails at one date, having warned."""
+
+    def fit(self, X, y=None):
+        if X.index[-1] > pd.Timestamp("2001-12-01"):
+            raise RuntimeError("no fit")
+        warnings.warn(f"uneasy on {X.index[-1].date()}", FutureWarning, stacklevel=2)
+        return super().fit(X)
+
+
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_warnings_of_every_fit_are_told_once(n_jobs):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         walk_forward(panel(), {"grumbling": Grumbling(), "quiet": LedoitWolf()}, n_jobs=n_jobs, **SETTINGS)
     mine = [str(one.message) for one in heard if one.category is RuntimeWarning]
-    assert mine == [
-        "grumbling: a spell that ends at 2001-05-18 (14 warnings of 1 strategy; this is the first.)"
+    assert mine == ["grumbling: a spell that ends at 2001-05-18 (The first of 14 such warnings.)"]
+
+
+def test_what_was_said_before_a_failure_is_told():
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with pytest.raises(RuntimeError, match="'rising' on 2001-12-"):
+            walk_forward(panel(), {"rising": Rising()}, batch=2, **SETTINGS)
+    assert [str(one.message)[:30] for one in heard if one.category is FutureWarning] == [
+        "rising: uneasy on 2001-05-18 ("
     ]
+
+
+def test_threads_leave_the_place_where_warnings_go_alone():
+    for _ in range(3):
+        walk_forward(panel(), {"t": LedoitWolf()}, n_jobs=4, backend="threading", batch=1, **SETTINGS)
+    with pytest.warns(UserWarning, match="still heard"):
+        warnings.warn("still heard", UserWarning, stacklevel=1)
+
+
+class Latest(QuadraticInverseShrinkage):
+    """Has a fit of its own."""
+
+    def fit(self, X, y=None):
+        return super().fit(np.asarray(X)[-50:])
+
+
+def test_a_fit_of_its_own_is_honoured():
+    other = Strategy(QuadraticInverseShrinkage(), window=50)
+    weights = walk_forward(panel(), {"own": Latest(), "window": other}, **SETTINGS).weights
+    pd.testing.assert_frame_equal(weights.loc["own"], weights.loc["window"], rtol=1e-12)
+    together = Latest().fit_many(np.stack([panel().to_numpy(), panel(seed=1).to_numpy()]))[1]
+    np.testing.assert_array_equal(together[0], Latest().fit(panel()).covariance_)

@@ -90,3 +90,15 @@ def test_units_and_order_follow():
     other, same = garch_variance(100 * rows[:, ::-1])
     np.testing.assert_allclose(other[::-1], 1e4 * ours, rtol=1e-6)
     np.testing.assert_allclose(same, parameters, rtol=1e-6)
+
+
+def test_a_stale_price_does_not_set_the_parameters():
+    rows, _ = garch_rows(500, 20, 0.05, 0.93, 2)
+    live = garch_variance(rows[:, 1:])
+    stale = rows.copy()
+    stale[60:460, 0] = 0.0
+    for given in (stale, stale - 1e-4):
+        variance, parameters = garch_variance(given)
+        np.testing.assert_allclose(parameters, live[1], atol=0.01)
+        np.testing.assert_allclose(variance[1:], live[0], rtol=0.03)
+    assert np.isfinite(garch_variance(stale[:, :1])[0]).all()

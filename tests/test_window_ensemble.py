@@ -35,10 +35,10 @@ WINDOWS = (63, 126, 189, 252, 315, 378, 500)
 def naive(rows, windows, diagonal=0.15, level=126, devolatilise=0.5, decay=0.94):
     rows = rows[-max(windows) :]
     n, d = rows.shape
-    mean_square = [sum(x * x for x in rows[:, i]) / n for i in range(d)]
+    scale = np.array([np.sqrt(sum(x * x for x in rows[:, i]) / n) for i in range(d)])
     calm, h = [], 1.0
-    for row in rows:
-        h = decay * h + (1 - decay) * sum(row[i] ** 2 / mean_square[i] for i in range(d)) / d
+    for row in rows / scale:
+        h = decay * h + (1 - decay) * sum(z * z for z in row) / d
         calm.append(row / np.sqrt(h) ** devolatilise)
     total = np.zeros((d, d))
     for window in windows:
@@ -49,7 +49,8 @@ def naive(rows, windows, diagonal=0.15, level=126, devolatilise=0.5, decay=0.94)
     for i in range(d):
         for j in range(d):
             total[i, j] *= 1.0 if i == j else 1 - diagonal
-    return total * (rows[-level:] ** 2).mean() / np.diag(total).mean()
+    total *= ((rows[-level:] / scale) ** 2).mean() / np.diag(total).mean()
+    return total * np.outer(scale, scale)
 
 
 def test_it_is_its_definition(rows):
@@ -59,7 +60,9 @@ def test_it_is_its_definition(rows):
         (40, 100), diagonal=0.3, level_window=50, devolatilise=1.0, decay=0.9
     ).fit(rows)
     np.testing.assert_allclose(other.covariance_, naive(rows, (40, 100), 0.3, 50, 1.0, 0.9), rtol=1e-9)
-    assert np.diag(fitted.covariance_).mean() == pytest.approx((rows[-126:] ** 2).mean())
+    square = (rows[-500:] ** 2).mean(axis=0)
+    level = np.mean(np.diag(fitted.covariance_) / square)
+    assert level == pytest.approx(np.mean((rows[-126:] ** 2).mean(axis=0) / square))
 
 
 def test_without_devolatilising_about_the_mean_it_is_shrinkage_alone(rows):
@@ -139,7 +142,29 @@ def test_assets_of_the_same_kind_are_treated_alike(rows):
         np.testing.assert_allclose(
             clone(estimator).fit(rows[:, order]).covariance_, out[np.ix_(order, order)], rtol=1e-7
         )
-        np.testing.assert_allclose(clone(estimator).fit(rows * 100).covariance_, 1e4 * out, rtol=1e-7)
+        units = np.geomspace(1e-6, 1e4, 8)
+        np.testing.assert_allclose(
+            clone(estimator).fit(rows * units).covariance_, out * np.outer(units, units), rtol=1e-7
+        )
+
+
+def test_a_loud_asset_does_not_set_the_level_of_the_others():
+    rng = np.random.default_rng(0)
+    calm = 0.002 * (0.5 * rng.standard_normal((500, 1)) + rng.standard_normal((500, 10)))
+    loud = 0.05 * rng.standard_normal((500, 1))
+    loud[-126:] *= 0.3
+    alone, beside = (WindowEnsembleCovariance().fit(x).covariance_ for x in (calm, np.hstack([calm, loud])))
+    ratio = np.sqrt(np.diag(beside)[:10] / np.diag(alone))
+    assert 0.9 < ratio.min() <= ratio.max() < 1.02
+
+
+def test_months_without_prices_are_refused_and_a_quiet_year_is_not(rows):
+    quiet = rows.copy()
+    quiet[100:300] = 0.0
+    assert np.isfinite(WindowEnsembleCovariance(decay=0.1).fit(quiet).covariance_).all()
+    quiet[-126:] = 0.0
+    with pytest.raises(ValueError, match="an asset that moves in the last 126 rows"):
+        WindowEnsembleCovariance().fit(quiet)
 
 
 def test_fewer_rows_than_assets_stay_safe():
@@ -188,7 +213,10 @@ def test_it_beats_the_best_single_window_at_less_turnover():
         ({"windows": ()}, "windows"),
         ({"windows": (63, 2)}, "at least 3"),
         ({"windows": (63.5,)}, "whole numbers"),
+        ({"windows": "quarters"}, "whole numbers"),
         ({"level_window": 2}, "level_window"),
+        ({"level_window": None}, "level_window"),
+        ({"diagonal": None}, "diagonal"),
         ({"diagonal": 1.1}, "diagonal"),
         ({"diagonal": np.nan}, "diagonal"),
         ({"current": -0.1}, "current"),

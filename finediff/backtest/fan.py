@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,13 +96,15 @@ def failure(name, date, error):
     )
 
 
-def run(task):
+def run(task, listen=True):
     """Fit and, where weights do not depend on those held, solve.
 
     Parameters
     ----------
     task : Task
         What to compute.
+    listen : bool
+        Keep warnings back and return them; not in threads, which share one place where warnings go.
 
     Returns
     -------
@@ -113,8 +116,7 @@ def run(task):
         Warnings: a refit at every date repeats itself hundreds of times, so they are told together.
     """
     results, seconds = [], []
-    with threadpool_limits(1), warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
+    with threadpool_limits(1), _listening(listen) as heard:
         histories = [
             task.rows.iloc[start:stop] if mask.all() else task.rows.iloc[start:stop].loc[:, mask]
             for (start, stop), mask in zip(task.spans, task.eligible, strict=True)
@@ -138,27 +140,36 @@ def run(task):
     return results, seconds, [(one.category, str(one.message)) for one in heard if _meant(one.category)]
 
 
+@contextmanager
+def _listening(listen):
+    """A list of the warnings to come; empty without listening."""
+    if not listen:
+        yield []
+        return
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        yield heard
+
+
 def _meant(category):
     """Whether a warning is for whoever runs the back-test."""
-    return not issubclass(category, DeprecationWarning | PendingDeprecationWarning | FutureWarning)
+    return not issubclass(category, DeprecationWarning | PendingDeprecationWarning)
 
 
 def tell(heard):
-    """One warning for many.
+    """One warning for each strategy and kind.
 
     Parameters
     ----------
     heard : list of (str, type, str)
         Strategy, category and text of each.
     """
-    if not heard:
-        return
-    name, category, text = heard[0]
-    others = ""
-    if len(heard) > 1:
-        strategies = len({one[0] for one in heard})
-        others = f" ({len(heard)} warnings of {strategies} strateg{'y' if strategies == 1 else 'ies'}; this is the first.)"
-    warnings.warn(f"{name}: {text}{others}", category, stacklevel=3)
+    texts = {}
+    for name, category, text in heard:
+        texts.setdefault((name, category), []).append(text)
+    for (name, category), said in texts.items():
+        others = f" (The first of {len(said)} such warnings.)" if len(said) > 1 else ""
+        warnings.warn(f"{name}: {said[0]}{others}", category, stacklevel=3)
 
 
 def fan_out(tasks, n_jobs=1, backend="loky") -> Iterator:
@@ -192,7 +203,8 @@ def fan_out(tasks, n_jobs=1, backend="loky") -> Iterator:
     settings = {"inner_max_num_threads": 1} if backend == "loky" else {}
     with parallel_config(backend=backend, n_jobs=n_jobs, **settings):
         if backend != "ray":
-            yield from _as_they_come(Parallel(return_as="generator", batch_size=1), tasks)
+            pool = Parallel(return_as="generator", batch_size=1)
+            yield from _as_they_come(pool, tasks, listen=backend != "threading")
             return
         # Ray's backend returns lists only: wave after wave, so that finished windows are not kept waiting for the last.
         wave = _WAVE * effective_n_jobs()
@@ -201,8 +213,8 @@ def fan_out(tasks, n_jobs=1, backend="loky") -> Iterator:
                 yield from pool(delayed(run)(task) for task in tasks[first : first + wave])
 
 
-def _as_they_come(pool, tasks):
-    found = pool(delayed(run)(task) for task in tasks)
+def _as_they_come(pool, tasks, listen):
+    found = pool(delayed(run)(task, listen) for task in tasks)
     try:
         for one in found:  # noqa: UP028 (yield from would close it outside of what catches the warning)
             yield one

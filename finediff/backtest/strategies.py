@@ -25,6 +25,7 @@ from finediff.portfolio.problem import Problem
 from finediff.portfolio.trading import Trading
 
 _LARGEST = 2**23  # numbers of the rows that are estimated at once: 64 MiB
+_MANY = 100  # assets: from there on an eigendecomposition costs more than a call, and stacks only hold memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +122,12 @@ class Strategy:
         Returns
         -------
         list of dict, or None
-            None where each must be fitted alone: another estimator, or histories of different rows or assets.
+            None where each is fitted alone: another estimator, many assets, or histories of different rows or assets.
         """
         estimator = self.estimator
         if not isinstance(estimator, CovarianceEstimator) or isinstance(self.portfolio, MinimumCVaR):
+            return None
+        if type(estimator).fit is not CovarianceEstimator.fit or histories[0].shape[1] > _MANY:
             return None
         rows = [h if self.window is None else h.iloc[-self.window :] for h in histories]
         first = rows[0]

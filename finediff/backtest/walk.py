@@ -128,17 +128,23 @@ def walk_forward(
     with _bar(progress)(range(done, total)) as steps:
         ticks = iter(steps)
         next(ticks, None)  # a step counts as done when the next is asked for
-        for task, (results, seconds, said) in zip(tasks, fan_out(tasks, n_jobs, backend), strict=True):
-            heard += [(task.name, *one) for one in said]
-            weights = walk.take(task, results, seconds)
-            if kept is not None:
-                kept.save(task.number, task.windows, weights, walk.seconds[task.number, list(task.windows)])
-            for _ in task.windows:
-                next(ticks, None)
-    tell(heard)
+        try:
+            for task, (results, seconds, said) in zip(tasks, fan_out(tasks, n_jobs, backend), strict=True):
+                heard += [(task.name, *one) for one in said]
+                weights = walk.take(task, results, seconds)
+                if kept is not None:
+                    kept.save(
+                        task.number, task.windows, weights, walk.seconds[task.number, list(task.windows)]
+                    )
+                for _ in task.windows:
+                    next(ticks, None)
+        except Exception:
+            tell(heard)  # what was said before may be why
+            raise
     result = walk.result()
     if kept is not None:
         kept.finish(result.returns, result.weights)
+    tell(heard)
     return result
 
 

@@ -84,10 +84,15 @@ class CovarianceEstimator(EmpiricalCovariance):
                 f"expected finite panels (m, n, d) of at least 3 rows, got shape {panels.shape} or holes: each is fitted "
                 "alone if they differ; call fit."
             )
-        if self._closed_form:
+        # A subclass may have its own `fit`, or an `_estimate` that takes no stacks.
+        owner = next(cls for cls in type(self).__mro__ if "_estimate" in vars(cls))
+        plain = type(self).fit is CovarianceEstimator.fit
+        if plain and vars(owner).get("_closed_form", False):
             return self._centre_and_estimate(panels)
         fits = [clone(self).fit(panel) for panel in panels]
-        return np.array([fit.location_ for fit in fits]), np.array([fit.covariance_ for fit in fits])
+        m, _, d = panels.shape
+        locations = np.array([fit.location_ for fit in fits]).reshape(m, d)
+        return locations, np.array([fit.covariance_ for fit in fits]).reshape(m, d, d)
 
     def _centre_and_estimate(self, rows):
         """Locations (..., d) and covariances (..., d, d) of rows (..., n, d)."""

@@ -13,6 +13,7 @@ from scipy.optimize import minimize
 from scipy.signal import lfilter
 
 _DOF = 6.0  # of the shocks: a crash counts less than under a Gaussian, and two parameters are left
+_STILL = 0.2  # share of equal returns above which an asset has no part in the parameters
 _PERSISTENCE = 0.999  # a + b below it: volatility comes back
 
 
@@ -59,11 +60,14 @@ def garch_variance(rows, horizon=21):
     """
     variance = np.mean(rows**2, axis=0)
     squares = rows**2 / variance
+    # A price that stands still rewards persistence without end, and would set the parameters of all.
+    trades = np.mean(rows == np.median(rows, axis=0), axis=0) <= _STILL
+    learned = squares[:, trades] if trades.any() else squares
 
     def loss(free):
         a, b = _bounded(free)
-        h = _path(squares, a, b)[:-1]
-        return np.mean(np.log(h) / 2 + (_DOF + 1) / 2 * np.log1p(squares / h / (_DOF - 2)))
+        h = _path(learned, a, b)[:-1]
+        return np.mean(np.log(h) / 2 + (_DOF + 1) / 2 * np.log1p(learned / h / (_DOF - 2)))
 
     # From a + b = 0.97, a = 0.07, where daily returns usually are; two smooth parameters need no gradient.
     found = minimize(loss, [3.5, -2.5], method="Nelder-Mead", options={"xatol": 1e-2, "fatol": 1e-7})
