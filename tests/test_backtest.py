@@ -1,5 +1,7 @@
 """Walk-forward: when decisions are made, what is held, what it costs, and that nothing looks ahead."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -425,3 +427,28 @@ def test_an_infeasible_first_purchase_says_so():
     limited = (LedoitWolf(), MinimumVariance([Turnover(limit=0.2)]))
     with pytest.raises(ValueError, match=r"'limited' on .*Turnover"):
         walk_forward(panel(), {"limited": limited}, window=60, step=20)
+
+
+def test_holes_inside_a_history_are_told():
+    rows = panel()
+    late = rows.copy()
+    late.iloc[:50, 0] = np.nan
+    late.iloc[-50:, 1] = np.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        walk_forward(late, {"1/N": "equal"}, window=60, step=20)
+    late.iloc[100, 2] = np.nan
+    with pytest.warns(
+        UserWarning, match=rf"1 of {rows.shape[1]} assets \({rows.columns[2]}\) lack returns .* 1 in all"
+    ):
+        walk_forward(late, {"1/N": "equal"}, window=60, step=20)
+
+
+def test_a_limit_of_turnover_that_cash_cannot_meet_says_how():
+    with pytest.raises(ValueError, match='initial="equal" starts invested'):
+        walk_forward(
+            panel(),
+            {"limited": (LedoitWolf(), MinimumVariance([LongOnly(), Turnover(limit=0.1)]))},
+            window=60,
+            step=20,
+        )

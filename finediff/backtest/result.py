@@ -62,7 +62,7 @@ class WalkForward:
 
         Returns
         -------
-        DataFrame (k, 14)
+        DataFrame (k, 13)
             "annual volatility"; "annual return", the mean times ``periods``; "Sharpe", "Sharpe low", "Sharpe high";
             "turnover", the mean after the first decision; "annual costs"; "gross exposure", mean sum |w|; "VaR" and
             "ES" of a period, losses positive; "max drawdown"; "windows"; "seconds".

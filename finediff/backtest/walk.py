@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 
 import numpy as np
@@ -14,7 +15,7 @@ from finediff.backtest.inputs import check_panel, check_strategies, per_asset
 from finediff.backtest.result import WalkForward
 from finediff.backtest.store import Store
 from finediff.backtest.windows import eligible, schedule, shown
-from finediff.portfolio import MinimumVariance
+from finediff.portfolio import MinimumVariance, Turnover
 
 
 def walk_forward(
@@ -41,7 +42,8 @@ def walk_forward(
     Parameters
     ----------
     returns : DataFrame or array (n, d)
-        Simple returns per period, rows in order of time; NaN before an asset is listed and after it has left.
+        Simple returns per period, rows in order of time; NaN before an asset is listed and after it has left. A hole
+        in between keeps the asset out of every portfolio whose history holds it, and is warned of.
     strategies : dict
         Name (text) -> what is fitted at each date: an estimator with ``covariance_``, a scenario generator, "equal" or None
         for equal weights, "history" for the rows themselves, a pair (estimator, portfolio), or a `Strategy`.
@@ -111,6 +113,8 @@ def walk_forward(
         )
     windows = schedule(returns.index, window, step, minimum)
     walk = _Walk(returns, chosen, windows, (coverage, still), rates, delisting_return, initial)
+    if coverage == 1:
+        _tell_of_holes(returns)
     kept = None
     if store is not None:
         settings = {
@@ -146,6 +150,23 @@ def walk_forward(
         kept.finish(result.returns, result.weights)
     tell(heard)
     return result
+
+
+def _tell_of_holes(returns):
+    """A missing return between others keeps an asset out for a whole history: seldom what is wanted."""
+    there = returns.notna().to_numpy()
+    first, last = there.argmax(axis=0), len(there) - 1 - there[::-1].argmax(axis=0)
+    inside = (last - first + 1 - there.sum(axis=0)) * there.any(axis=0)
+    holes = np.flatnonzero(inside > 0)
+    if len(holes):
+        names = ", ".join(str(returns.columns[j]) for j in holes[:5])
+        warnings.warn(
+            f"{len(holes)} of {len(inside)} assets ({names}{', ...' if len(holes) > 5 else ''}) lack returns between their first and "
+            f"their last, {int(inside[holes].sum())} in all: an asset is not held while one is in its history; fill them, or pass "
+            "coverage below 1 to estimators that take NaN.",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 class _Walk:
@@ -218,6 +239,11 @@ class _Walk:
                     with threadpool_limits(1):
                         found = task.strategy.weights(found, names, held)
                 except Exception as error:
+                    limited = any(isinstance(c, Turnover) for c in task.strategy.portfolio.constraints)
+                    if limited and window == 0 and not self.initial.any():
+                        error = ValueError(
+                            f'{error} All is cash before the first decision: initial="equal" starts invested.'
+                        )
                     raise failure(task.name, self.date(window), error) from error
                 spent += time.process_time() - began
             row = np.zeros(len(mask))
