@@ -265,7 +265,33 @@ def seconds_of_work(process):
     return int(found.stdout or 0)
 
 
-def test_a_stopped_backtest_says_how_to_go_on(prices, tmp_path, run):
+def killed_worker(walk):
+    workers = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True).stdout
+    mine = [line.split() for line in workers.splitlines() if "LokyProcess" in line]
+    os.kill(int(next(pid for pid, parent, *_ in mine if parent == str(walk.pid))), signal.SIGKILL)
+
+
+def many_interrupts(walk):
+    for _ in range(20):
+        os.killpg(walk.pid, signal.SIGINT)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "begins"),
+    [
+        (many_interrupts, 130, "stopped: "),
+        (lambda walk: walk.send_signal(signal.SIGHUP), 129, "stopped: "),
+        (
+            killed_worker,
+            1,
+            "error: expected the workers to live, got one killed by the system (SIGKILL), usually because memory ran out: "
+            "choose fewer --jobs; ",
+        ),
+    ],
+    ids=["Ctrl-C", "SIGHUP", "worker"],
+)
+def test_a_stopped_backtest_says_how_to_go_on(prices, tmp_path, how, code, begins):
     # Networks with many steps: it cannot be finished before it is stopped.
     arguments = (
         "backtest",
@@ -283,17 +309,17 @@ def test_a_stopped_backtest_says_how_to_go_on(prices, tmp_path, run):
     while not list(tmp_path.glob("kept/parts/*")):
         assert walk.poll() is None
         time.sleep(0.1)
-    os.killpg(walk.pid, signal.SIGINT)
+    how(walk)
     out, error = walk.communicate(timeout=30)
-    assert (walk.returncode, out) == (130, "")
+    assert (walk.returncode, out) == (code, "")
     start, stop = error.splitlines()
     assert (
         start
         == "backtest: 5 windows x 3 strategies = 15 portfolios of 4 assets, minimum variance, long and short"
     )
-    assert stop.startswith("stopped: ")
+    assert stop.startswith(begins)
     assert stop.endswith("of 15 portfolios are kept in kept, and the same command goes on from them")
-    assert int(stop.split()[1]) > 0
+    assert int(stop.removeprefix(begins).split()[0]) > 0
     assert not list(tmp_path.glob("**/*partial*"))
     assert not (tmp_path / "reports/backtest").exists()
     for _ in range(50):
@@ -332,6 +358,24 @@ def test_a_reader_that_leaves_is_no_error(prices, tmp_path, unbuffered):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"),
+    [
+        ("check prices >&-", 0, ""),
+        ("check prices >&- 2>&-", 0, ""),
+        ("fitt 2>/dev/full", 2, ""),
+        ("fitt 2>&-", 2, ""),
+        ("check prices >/dev/full", 2, "No space left on device"),
+    ],
+)
+def test_a_stream_that_takes_nothing_leaves_the_exit_code(prices, end, code, told):
+    shell = f"{sys.executable} -m finediff.cli {end.replace('prices', str(prices))}"
+    done = subprocess.run(shell, shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert told in done.stderr
+    assert len(done.stderr.splitlines()) == bool(told)
 
 
 def test_a_backtest_in_a_pipe_says_what_it_does(run, prices, tmp_path):

@@ -18,14 +18,24 @@ from finediff.cli import portfolio  # noqa: F401  isort: skip
 from finediff.cli import backtest  # noqa: F401  isort: skip
 from finediff.cli.app import app
 from finediff.cli.files import say
-from finediff.cli.stops import READER_LEFT, reader_left, stopped, watch_signals
+from finediff.cli.stops import (
+    READER_LEFT,
+    drop_unwritten,
+    open_streams,
+    reader_left,
+    stopped,
+    watch_signals,
+    worker_killed,
+)
 from finediff.cli.usage import UsageError, sentence
 
 
 def main() -> None:
     """Entry point: bad input is one sentence and exit code 2, a stop one line and 128 plus the signal."""
     watch_signals()
+    open_streams()
     warnings.showwarning = lambda message, *_, **__: say(f"warning: {message}")
+    code = 0
     try:
         code = _run(sys.argv[1:])
         sys.stdout.flush()  # here, where a reader that left can still be answered
@@ -33,6 +43,13 @@ def main() -> None:
         if not reader_left():
             raise
         code = READER_LEFT
+    except OSError as problem:
+        drop_unwritten()
+        if code <= 128:  # else it was stopped, perhaps with its terminal
+            code = 2
+            say(
+                f"error: expected to write standard output, got an error ({problem.strerror}): send it elsewhere"
+            )
     if code:
         sys.exit(code)
 
@@ -60,6 +77,10 @@ def _run(arguments: list[str]) -> int:
             return stop[0]
         if isinstance(problem, BrokenPipeError) and reader_left():
             return READER_LEFT
+        killed = worker_killed(problem)
+        if killed is not None:
+            say(f"error: {killed}")
+            return 1
         if not isinstance(problem, ValueError | TypeError | OSError):
             raise
         say(f"error: {problem}")

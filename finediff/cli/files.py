@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finediff.cli.options import Estimator, Kind, Missing, Model
+from finediff.cli.stops import drop
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,4 +152,9 @@ def as_frame(rows) -> pd.DataFrame:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError:  # a full disk, a closed terminal: the exit code still tells
+        drop(sys.stderr)

@@ -168,7 +168,13 @@ def optimise(
         raise ValueError(
             "expected --turnover together with --previous, got one of them: give both, or neither"
         )
-    constraints += limits_of(groups, group_max, group_min, matrix.columns)
+    constraints += limits_of(
+        groups,
+        group_max,
+        group_min,
+        matrix.columns,
+        long_only=long_only or objective is Objective.risk_parity,
+    )
     held = None if previous is None else read_table(previous, "weights").iloc[:, 0]
     if turnover is not None:
         constraints.append(Turnover(held, turnover))

@@ -1,29 +1,63 @@
-"""How a command ends early: stopped by a signal, or left by whoever read its output."""
+"""How a command ends early: stopped by a signal, without a worker, or left by whoever read its output."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 
 READER_LEFT = 141  # what a shell reports of a program that wrote to a pipe without a reader: 128 + SIGPIPE
 _LOST = "nothing was written"
+# A terminal that closes and an impatient Ctrl-C send several; the way out is not interrupted by the others. Not for
+# ever, as the first may have been lost: what is raised while an object is deleted is.
+_DEAF = 5.0  # seconds
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 class Terminated(KeyboardInterrupt):
-    """A polite kill. It unwinds as Ctrl-C does, so that partial files are removed on the way out."""
+    """A polite kill, or a closed terminal. It unwinds as Ctrl-C does, so that partial files are removed on the way out."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
 
 
 def watch_signals() -> None:
-    """From here on a polite kill is an exception."""
+    """From here on a polite kill and a closed terminal are exceptions, and the first signal is the one that counts."""
+    last = float("-inf")
 
-    def terminate(*_):
-        raise Terminated
+    def stop(number, _):
+        nonlocal last
+        if time.monotonic() - last < _DEAF:
+            return
+        last = time.monotonic()
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    # What is ignored stays so: nohup, a job in the background.
+    watched = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in watched:
+        signal.signal(number, stop)
+
+    def ignore():
+        for number in watched:
+            signal.signal(number, signal.SIG_IGN)
+
+    # Python's last steps would restore the defaults, and a signal then change the exit code.
+    atexit.register(ignore)
+
+
+def open_streams() -> None:
+    """A stream that was closed (``finediff check p.csv >&-``) is None: from here on it takes what it is given."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the end)
 
 
 @contextmanager
@@ -32,7 +66,7 @@ def kept(sentence: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except BaseException as problem:
-        stop = _stop(problem)
+        stop = _stop(problem) or _without_worker(problem)
         if stop is not None:
             stop.add_note(sentence())
         raise
@@ -43,8 +77,20 @@ def stopped(problem: BaseException) -> tuple[int, str] | None:
     stop = _stop(problem)
     if stop is None:
         return None
-    number = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
-    return 128 + number, f"stopped: {next(iter(getattr(stop, '__notes__', [])), _LOST)}"
+    number = stop.number if isinstance(stop, Terminated) else signal.SIGINT
+    return 128 + number, f"stopped: {_note(stop)}"
+
+
+def worker_killed(problem: BaseException) -> str | None:
+    """The sentence where the end of a worker is behind ``problem``, else None."""
+    death = _without_worker(problem)
+    if death is None:
+        return None
+    how = re.search(r"(SIG[A-Z]+)\(", str(death))
+    return (
+        f"expected the workers to live, got one killed by the system{f' ({how[1]})' if how else ''}, usually because memory "
+        f"ran out: choose fewer --jobs; {_note(death)}"
+    )
 
 
 def reader_left() -> bool:
@@ -52,10 +98,23 @@ def reader_left() -> bool:
     left = False
     for stream in (sys.stdout, sys.stderr):
         if _unread(stream):
-            # Python flushes once more on its way out, and would complain there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            drop(stream)
             left = True
     return left
+
+
+def drop(stream) -> None:
+    """What could not be written, and what follows, goes nowhere: Python flushes once more on its way out."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def drop_unwritten() -> None:
+    """`drop` for the streams that cannot be written, as on a full disk."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            drop(stream)
 
 
 def _unread(stream) -> bool:
@@ -70,6 +129,16 @@ def _unread(stream) -> bool:
         return any(event & select.POLLERR for _, event in poll.poll(0))
     except (AttributeError, OSError, ValueError):  # no such call on Windows, no file behind the stream
         return False
+
+
+def _note(problem: BaseException) -> str:
+    return next(iter(getattr(problem, "__notes__", [])), _LOST)
+
+
+def _without_worker(problem: BaseException) -> BaseException | None:
+    # By its name: joblib takes long to import, and keeps it in a module of its own.
+    named = type(problem).__name__ == "TerminatedWorkerError"
+    return problem if named and isinstance(problem, BrokenExecutor) else None
 
 
 def _stop(problem: BaseException | None) -> KeyboardInterrupt | None:

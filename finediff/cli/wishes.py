@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 
 from finediff.cli.files import say
@@ -29,18 +30,29 @@ def stress_of(wishes: list[str] | None, generator) -> dict | None:
         if names[asset] in found:
             raise ValueError(f"expected one --stress of {asset}, got two: give a band, {asset}=-0.10:-0.05")
         ends = value.split(":")
-        open_ends = ("-inf", "inf") if len(ends) == 2 else ("", "")
-        numbers = [
-            _number("--stress", end or gap, wish, "AAPL=-0.07 is -7 %") for end, gap in zip(ends, open_ends)
-        ]
         if len(ends) > 2:
             raise ValueError(f"expected --stress ASSET=LOW:HIGH, got {wish}: a band has two ends")
-        found[names[asset]] = tuple(numbers) if len(numbers) == 2 else numbers[0]
+        example = "AAPL=-0.07 is -7 %"
+        if len(ends) == 1:
+            found[names[asset]] = _number("--stress", value, wish, example)
+            continue
+        band = tuple(
+            _number("--stress", end or gap, wish, example, finite=False)
+            for end, gap in zip(ends, ("-inf", "inf"))
+        )
+        if not any(map(math.isfinite, band)):
+            raise ValueError(
+                f"expected a band with an end in --stress {wish}, got none: it would hold for every return; write for example "
+                f"{asset}=:-0.05"
+            )
+        found[names[asset]] = band
     return found
 
 
-def limits_of(path: Path | None, highest: list[str] | None, lowest: list[str] | None, assets) -> list:
-    """Constraints on groups: of a CSV with columns asset and group, and of GROUP=SHARE."""
+def limits_of(
+    path: Path | None, highest: list[str] | None, lowest: list[str] | None, assets, long_only: bool
+) -> list:
+    """Constraints on groups: of a CSV with columns asset and group, and of GROUP=SHARE; of shares when ``long_only``."""
     from finediff.portfolio import GroupLimits
 
     wishes = [("--group-max", wish) for wish in highest or ()] + [
@@ -63,9 +75,12 @@ def limits_of(path: Path | None, highest: list[str] | None, lowest: list[str] | 
         pair = limits.setdefault(group, [None, None])
         if pair[side] is not None:
             raise ValueError(f"expected one {option} of {group}, got two: leave one out")
-        pair[side] = _number(option, value, wish, "tech=0.3 is 30 %")
-        if abs(pair[side]) == float("inf"):
-            raise ValueError(f"expected a finite share in {option}, got {wish}: leave it out for no limit")
+        share = pair[side] = _number(option, value, wish, "tech=0.3 is 30 %")
+        if long_only and share > 1:
+            raise ValueError(
+                f"expected at most 1 in {option} {wish}, got {value}: long-only weights sum to 1, write {group}={share / 100:g} "
+                f"for {share:g} %"
+            )
     found = [GroupLimits(groups, {group: tuple(pair) for group, pair in limits.items()})]
     for warning in warnings:
         say(f"warning: {warning}")
@@ -112,12 +127,12 @@ def _split(option: str, wish: str, form: str, example: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _number(option: str, text: str, wish: str, example: str) -> float:
+def _number(option: str, text: str, wish: str, example: str, finite: bool = True) -> float:
     try:
         number = float(text)
     except ValueError:
         number = float("nan")
-    if number != number:
+    if math.isnan(number) or (finite and math.isinf(number)):
         raise ValueError(f"expected a fraction in {option} {wish}, got {text!r}: {example}")
     return number
 
