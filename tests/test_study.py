@@ -8,7 +8,7 @@ from finediff.covariance import correlation_from_covariance
 from finediff.generators import BootstrapGenerator, DDPMGenerator, GaussianGenerator, StudentTGenerator
 from finediff.panel import Finding
 from finediff.report.study import study
-from finediff.validation import FLOOR_ROW
+from finediff.validation import FLOOR_ROW, tail_test
 
 
 def market(n: int, dof: float, seed: int) -> pd.DataFrame:
@@ -96,6 +96,10 @@ def test_tail_risk_of_the_true_family_is_within_its_error(result):
     assert gap.max() < 4
     assert result.tail_test.p_value > 0.01
     assert 0.02 < result.crash_error < 1
+    seed = int(np.random.SeedSequence(0).generate_state(3)[2])
+    portfolios = {name: allocation.weights for name, allocation in result.allocations.items()}
+    counted = tail_test(result.held_out, result.scenarios, portfolios, train=result.train, random_state=seed)
+    pd.testing.assert_frame_equal(counted.together, result.tail_test.together)
 
 
 def test_every_section_has_its_sentence(result):

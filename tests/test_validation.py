@@ -414,19 +414,83 @@ def test_scenarios_that_never_move_are_judged_not_crashed(rng):
 # Tails
 
 
-def test_tail_test_keeps_its_level_with_heavy_tails_and_shared_portfolios(rng):
-    pair = {"one": np.eye(5)[0], "all": np.full(5, 0.2)}
-    runs = 150
-    found = [
-        tail_test(
-            market(rng, 200, nu=3), market(rng, 600, nu=3), pair, (0.02, 0.05), n_null=100, random_state=k
-        )
-        for k in range(runs)
-    ]
+PAIR = {"one": np.eye(5)[0], "all": np.full(5, 0.2)}
+
+
+def again(rng, rows, m):
+    """m rows drawn with replacement: the perfect copy of what a generator was shown."""
+    return rows[rng.integers(len(rows), size=m)]
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_tail_test_keeps_its_level_with_heavy_tails_and_shared_portfolios(rng, fitted):
+    runs, found = 150, []
+    for k in range(runs):
+        real, train = market(rng, 200, nu=3), market(rng, 400, nu=3) if fitted else None
+        scenarios = again(rng, train, 2000) if fitted else market(rng, 600, nu=3)
+        found.append(tail_test(real, scenarios, PAIR, (0.02, 0.05), train=train, n_null=100, random_state=k))
     rate = np.mean([t.p_value <= 0.05 for t in found])
     size = 5 / 101
     assert rate == pytest.approx(size, abs=3 * np.sqrt(size * (1 - size) / runs))
     assert all((t.outside > 0) == (t.p_value <= 0.05) for t in found)
+
+
+def test_tails_cut_by_a_quarter_are_found_beside_the_error_of_training(rng):
+    found = []
+    for k in range(30):
+        real, train = market(rng, 3000), market(rng, 7000)
+        size = np.sqrt((train**2).mean(axis=1))
+        limit = np.quantile(size, 0.85)
+        thin = train * np.where(size > limit, (limit + 0.02 * (size - limit)) / size, 1.0)[:, None]
+        test = tail_test(real, again(rng, thin, 10_000), PAIR, train=train, n_null=100, random_state=k)
+        found.append(test.together.loc["ES"])
+    assert np.mean([es["gap"] for es in found]) == pytest.approx(-0.25, abs=0.05)
+    assert np.mean([es["gap"] < es["low"] for es in found]) > 0.7
+
+
+@pytest.mark.parametrize("tick", [0.005, 0.02])
+def test_ticks_leave_bounds_of_the_size_of_the_figures(rng, tick):
+    def ticks(x):
+        return tick * np.round(x / tick)
+
+    found = []
+    for k in range(20):
+        real, train = ticks(market(rng, 900)), market(rng, 2100)
+        made = ticks(again(rng, 1.3 * train, 10_000))
+        test = tail_test(real, made, PAIR, train=ticks(train), n_null=100, random_state=k)
+        for table in (test.figures, test.together.drop(columns="understated")):
+            assert table.abs().max(axis=None) < 10
+        assert (test.outside > 0) == (test.p_value <= 0.05)
+        found.append(test.outside > 0)
+    assert np.mean(found) > 0.7
+
+
+def test_a_figure_that_no_split_moves_is_not_judged(rng):
+    """Losses of one size: VaR and ES of every split are that size, and chance has no spread to judge by."""
+    still = np.where(rng.uniform(size=(2000, 2)) < 0.5, -0.01, 0.01)
+    test = tail_test(still[:600], 1.5 * still, {"one": [1, 0]}, train=still[600:], n_null=50)
+    np.testing.assert_allclose(test.figures[["VaR low", "VaR high", "ES low", "ES high"]], 0, atol=1e-12)
+    np.testing.assert_allclose(test.figures[["VaR gap", "ES gap"]], 0.5)
+    assert (test.outside, test.p_value) == (0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.2, np.nan, 0, 0, 0], "portfolio 'odd', got NaN or infinity"),
+        ([0.0] * 5, "portfolio 'odd', got zeros only"),
+        ([0.5, 0.5], r"expected 5 finite weights.*got shape \(2,\)"),
+        (
+            pd.Series(0.25, list("ABCD")),
+            "one weight for each of the 5 assets in portfolio 'odd', got none for 'E'",
+        ),
+        (pd.Series(0.2, list("ABCDEF")), "got 6 weights"),
+    ],
+)
+def test_weights_that_make_no_portfolio_are_refused(rng, weights, message):
+    rows = pd.DataFrame(market(rng, 100), columns=list("ABCDE"))
+    with pytest.raises(ValueError, match=message):
+        tail_test(rows, rows, {"odd": weights}, (0.05,), n_null=20)
 
 
 def test_tail_gaps_are_those_of_the_risk_table_and_thin_tails_are_found(rng):
@@ -446,15 +510,21 @@ def test_tail_gaps_are_those_of_the_risk_table_and_thin_tails_are_found(rng):
         tail_test(real, thin, {})
 
 
-def test_error_of_joint_crashes_covers_one(rng):
-    """Independent rows of one law: log ratio over its standard error is about a standard normal."""
+@pytest.mark.parametrize("fitted", [True, False])
+def test_error_of_joint_crashes_covers_one(rng, fitted):
+    """The log ratio over its standard error is about a standard normal, for draws of the law or of training rows."""
     z = []
-    for seed in range(40):
-        x, y = market(rng, 400), market(rng, 800)
-        error = joint_crashes(x, y, n_boot=60, random_state=seed)
-        z.append(np.log(lower_tail_dependence(y) / lower_tail_dependence(x)) / error)
-    assert 0.6 < np.std(z) < 1.4
+    for seed in range(60):
+        x, train = market(rng, 400), market(rng, 800)
+        y = again(rng, train, 3000) if fitted else market(rng, 800)
+        error = joint_crashes(x, y, train=train if fitted else None, n_boot=60, random_state=seed)
+        part = y[:400] if fitted else y
+        ratio = np.mean([lower_tail_dependence(rng.permutation(y)[: len(part)]) for _ in range(8)])
+        z.append(np.log(ratio / lower_tail_dependence(x)) / error)
+    assert 0.6 < np.std(z) < 1.35
+    assert np.mean(np.abs(z) > 1.96) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 60)
     assert np.isnan(joint_crashes(x[:, :1], y[:, :1]))
+    assert np.isnan(joint_crashes(x, y, train=train[:40]))
 
 
 def test_refusals(rng):

@@ -41,6 +41,7 @@ from finediff.report.walk import (
     generator_of,
 )
 from finediff.validation import FLOOR_ROW, qq_data
+from finediff.validation.tails import lies_beyond
 
 __all__ = ["SECTIONS"]
 
@@ -139,8 +140,8 @@ def _fit(study):
 def _dependence(study):
     lead = (
         "Diversification rests on how assets move together, in ordinary periods and in bad ones. The interval of the joint "
-        "crashes is that of this ratio alone, from held-out rows drawn again in blocks. Good: it holds 1, reaches no further "
-        "than 1.5 times either way, and the correlations are within their bounds. Poor: it lies outside that range."
+        "crashes is that of this ratio alone, from training and held-out rows dealt anew in blocks. Good: it holds 1, reaches no "
+        "further than 1.5 times either way, and the correlations are within their bounds. Poor: it lies outside that range."
     )
     numbers = floor_table(study, JOINT, "Dependence, and nearness to the training rows")
     if study.returns.shape[1] < 2:
@@ -166,7 +167,7 @@ def _order_words(study):
 def _covariance(study):
     lead = (
         "A covariance from few rows is partly noise, and an optimiser seeks that noise out. Cleaning keeps what "
-        "exceeds the range that noise alone would produce."
+        "exceeds the range that noise alone would produce. Good: the scenarios' volatility is within 2 % of the lowest."
     )
     found = study.covariance_table
     shown = {
@@ -218,7 +219,8 @@ def _portfolio(study):
     if not study.allocations:
         return "No portfolio was asked for.", []
     lead = (
-        "What an optimiser holds when it is given the numbers above. Returns and volatilities are per period."
+        "What an optimiser holds when it is given the numbers above. Returns and volatilities are per period. "
+        "Good: minimum variance is spread over five positions or more."
     )
     if "maximum Sharpe" not in study.allocations:
         lead += " No portfolio that is allowed earns anything, so none has a maximum Sharpe ratio."
@@ -349,12 +351,14 @@ def _tail(study):
     figure = picture(
         figures.tail_risk(study.tail, test.figures),
         "Value at risk and expected shortfall, held-out rows and scenarios.",
-        "Look for diamonds inside the bars, which say what chance gives. An orange diamond left of its bar means that the scenarios understate "
+        "Look for diamonds inside the bars, which say what chance gives between real rows, as many as were trained on and "
+        "held out. An orange diamond left of its bar means that the scenarios understate "
         "the risk; right of it, that they are more cautious than the held-out rows.",
     )
     note = "Gap: scenarios less held-out, of the held-out number; negative: the scenarios understate the loss. By chance: "
-    note += "all these gaps together stay within their bounds in 95 % of the shuffles of rows between the two panels, for "
-    note += "two sets of one law; ✓ within. Good: all are within, and neither VaR nor ES is understated in every figure. Poor: "
+    note += "all these gaps together stay within their bounds in 95 % of random splits of the training and held-out rows into "
+    note += "parts of their sizes, with rows drawn from the part of the training rows' size in the place of scenarios; ✓ within. "
+    note += "Good: all are within, and neither VaR nor ES is understated in every figure. Poor: "
     note += "the sum of either is understated by more than chance gives."
     return lead, [figure, table("Tail risk.", columns, rows, note)]
 
@@ -362,7 +366,7 @@ def _tail(study):
 def _gap(gap, low, high):
     """Cells of a gap, with its tick, and of its bounds."""
     signed = [("+" if value > 0 else "") + per_cent(value, 1) for value in (gap, low, high)]
-    return cell(signed[0], mark=low <= gap <= high), f"{signed[1]} to {signed[2]}"
+    return cell(signed[0], mark=not lies_beyond(gap, low, high)), f"{signed[1]} to {signed[2]}"
 
 
 def _generators(study):

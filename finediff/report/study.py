@@ -70,7 +70,7 @@ class Study:
 
     `tail` has the tail figures of the portfolios, `tail_test` their gaps beside what chance gives (None where
     there is no figure); `crash_error` is the standard error of the log ratio of joint crashes, scenarios over rows
-    held out at random (NaN where there is none).
+    held out at random (NaN where there is none). Both count the error of the training rows.
     """
 
     title: str
@@ -222,10 +222,10 @@ def study(
         n_train=len(train),
         allocations=allocations,
         tail=tail_risk_table(test, scenarios, portfolios, levels),
-        tail_test=tail_test(test, scenarios, portfolios, levels, random_state=int(seeds[2]))
+        tail_test=tail_test(test, scenarios, portfolios, levels, train=train, random_state=int(seeds[2]))
         if levels
         else None,
-        crash_error=joint_crashes(test, scenarios, random_state=int(seeds[2])),
+        crash_error=joint_crashes(test, scenarios, train=train, random_state=int(seeds[2])),
         manifest=manifest or {},
         caveats=tuple(caveats),
         fit_summary=fitted["random", chosen].summary,

@@ -9,6 +9,7 @@ import numpy as np
 from finediff.report.metrics import copiers, named, ranking, times
 from finediff.report.walk import ENSEMBLE, EQUAL, MONTH, NONLINEAR, QUARTER, SAMPLE, against, generator_of
 from finediff.validation import FLOOR_ROW
+from finediff.validation.tails import lies_beyond
 
 MATCHED = "sample + matched diagonal"  # row of the covariance table
 _CHANCE = 1.96  # |t| below: no more than chance
@@ -141,7 +142,7 @@ def _covariance(study) -> Verdict:
     table = study.covariance_table.drop(index="held-out rows", errors="ignore")
     volatility = table["held-out volatility of its minimum-variance portfolio (%)"]
     ours, best = volatility["scenarios"], volatility.idxmin()
-    named = [name for name in dict.fromkeys((best, "sample", MATCHED)) if name != "scenarios"]
+    named = [name for name in dict.fromkeys((best, "sample", NONLINEAR, MATCHED)) if name != "scenarios"]
     others = ", ".join(
         f"{'lowest, ' if name == best else ''}{name} {volatility[name]:.2f} %" for name in named
     )
@@ -149,7 +150,7 @@ def _covariance(study) -> Verdict:
         "Volatility a year, on the rows held out at random, of the unconstrained minimum-variance portfolio: covariance of the "
         f"scenarios {ours:.2f} %{' (the lowest)' if best == 'scenarios' else ''}; {others}. Condition number "
         f"{table.loc['scenarios', 'condition number']:.0f} (sample {table.loc['sample', 'condition number']:.0f}); a smaller one is "
-        "not by itself better."
+        "not by itself better. One split decides nothing between figures this near; the walk-forward tests them."
     )
     return Verdict("good" if ours <= volatility.min() * 1.02 else "note", text)
 
@@ -222,28 +223,27 @@ def _tail(study) -> Verdict:
     if test is None:
         return Verdict("note", "There are too few held-out rows to measure a tail.")
     figures, total = len(test.figures), 2 * len(test.figures) + 2
-    said, understated = [], False
+    said, understated, poor = [], False, False
     for short, name in (("VaR", "value at risk"), ("ES", "expected shortfall")):
         gap, low, high, below = test.together.loc[short, ["gap", "low", "high", "understated"]]
         sign = "understated" if gap < 0 else "overstated"
         same = int(below) if gap < 0 else figures - int(below)
         all_below = below == figures
-        understated |= bool(all_below or gap < low)
+        missed = bool(lies_beyond(gap, low, high) and gap < low)
+        poor, understated = poor or missed, understated or missed or bool(all_below)
         said.append(
             f"{name} is {sign} by {_percent(abs(gap), 1)} in sum and in {'all' if same == figures else f'{same} of'} "
-            f"{figures} figures ({'more than chance' if not low <= gap <= high else 'chance'} gives "
+            f"{figures} figures ({'more than chance' if lies_beyond(gap, low, high) else 'chance'} gives "
             f"{_range(low, high)})"
         )
     text = f"Split at random, {'; '.join(said)}. "
     if test.outside:
-        text += f"{test.outside} of {total} numbers lie outside the bounds of chance (p = {test.p_value:.3f})"
+        text += f"{test.outside} of {total} numbers lie outside the bounds of chance between real rows of these sizes (p = {test.p_value:.3f})"
         text += _furthest_figure(test)
     else:
-        text += f"None of the {total} numbers lies outside the bounds of chance (p = {test.p_value:.3f})"
+        text += f"None of the {total} numbers lies outside the bounds of chance between real rows of these sizes (p = {test.p_value:.3f})"
         text += ", yet a side that all figures share is to be kept in mind" if understated else ""
-    status = "good" if not (test.outside or understated) else "note"
-    if any(test.together.loc[short, "gap"] < test.together.loc[short, "low"] for short in ("VaR", "ES")):
-        status = "poor"
+    status = "poor" if poor else "note" if test.outside or understated else "good"
     return Verdict(status, text + ".")
 
 
@@ -253,7 +253,7 @@ def _furthest_figure(test) -> str:
     for short in ("VaR", "ES"):
         for (label, level), row in test.figures.iterrows():
             gap = row[f"{short} gap"]
-            if not row[f"{short} low"] <= gap <= row[f"{short} high"]:
+            if lies_beyond(gap, row[f"{short} low"], row[f"{short} high"]):
                 found.append((abs(gap), f"{short} of {label} at {_percent(level)}: {_plus(gap)}"))
     return f", of single figures the largest gap is {max(found)[1]}" if found else ""
 
@@ -271,9 +271,7 @@ def _generators(study) -> Verdict:
     table, copies = split.table.drop(index=FLOOR_ROW), copiers(split)
     order = [name for name in ranking(split) if name not in copies]
     passed = [name for name in order if not table.loc[name, "beyond"]]
-    text = (
-        f"Of {len(order)} generators that do not copy rows, " if copies else f"Of {len(order)} generators, "
-    )
+    text = f"Split at random, of {len(order)} generators{' that do not copy rows' * bool(copies)}, "
     if passed:
         text += f"{len(passed)} {'is' if len(passed) == 1 else 'are'} not told apart from real rows ({', '.join(passed)})"
     else:
@@ -289,7 +287,9 @@ def _generators(study) -> Verdict:
     if place > 1:
         best = table.loc[order[0]]
         text += f", {order[0]} first ({named(best['furthest_metric'])}, {times(best['furthest'])})"
-    text += "."
+    later = study.splits["chronological"].table
+    lasting = [name for name in order if not later.loc[name, "beyond"]]
+    text += f". Split in time order, {_list(lasting) if lasting else 'none'} {'is' if len(lasting) < 2 else 'are'} not told apart."
     if copies:
         text += (
             f" {_capital(', '.join(copies))} {'repeats' if len(copies) == 1 else 'repeat'} training rows: what they repeat "
@@ -297,7 +297,8 @@ def _generators(study) -> Verdict:
         )
     if not place:
         return Verdict("poor", text)
-    return Verdict("good" if place == 1 and passed else "note", text)
+    lasts = study.generator_name in lasting or not lasting
+    return Verdict("good" if place == 1 and passed and lasts else "note", text)
 
 
 def _percent(share: float, digits: int = 0) -> str:

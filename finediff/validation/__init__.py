@@ -24,8 +24,8 @@ one metric beyond are told apart from real rows, a test of size 5 %; without any
 rows themselves are told apart from the held-out ones (markets change), all bounds are moved out by as much.
 
 Tails of portfolios are judged by `tail_test`: gaps of value at risk and expected shortfall, and their sums over
-all figures, beside joint bounds from rows shuffled between the real panel and the scenarios; `joint_crashes`
-puts an interval around the ratio of tail dependence.
+all figures, beside joint bounds from random splits of training and held-out rows into parts of their sizes;
+`joint_crashes` puts an interval around the ratio of tail dependence, which holds the training rows' error too.
 
 inputs <- cvm, metrics <- floor <- report; inputs, metrics <- tails.
 """

@@ -32,6 +32,7 @@ from finediff.report.svg import (
     shortened,
     stroke,
 )
+from finediff.validation.tails import lies_beyond
 
 _BARS = 40  # assets in the figure of weights
 _CAP = 4.0  # floors; generators further out are drawn at the rim
@@ -288,7 +289,7 @@ def tail_risk(table: pd.DataFrame, bounds: pd.DataFrame) -> str:
     for axes, (short, title) in zip(figure.subplots(1, 2, sharey=True), measures.items()):
         real, made = 100 * table[f"{short} real"].to_numpy(), 100 * table[f"{short} scenarios"].to_numpy()
         gap, low, high = (bounds.loc[table.index, f"{short} {k}"].to_numpy() for k in ("gap", "low", "high"))
-        inside = (low <= gap) & (gap <= high)
+        inside = ~lies_beyond(gap, low, high)
         arms = np.abs(real) * np.maximum([-low, high], 0.0)
         missed += int((~inside).sum())
         axes.errorbar(
