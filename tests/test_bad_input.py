@@ -60,6 +60,7 @@ def command(*arguments):
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         prices().to_csv("prices.csv")
         put(prices(), 10, 1, np.nan).to_csv("gap.csv")
+        put(prices(), 10, 1, 100 * prices().iloc[10, 1]).to_csv("slip.csv")
         returns().to_csv("returns.csv")
         returns().cov().to_csv("covariance.csv")
         Path("groups.csv").write_text("asset,group\nAAA,tech\nBBB,tech\n")
@@ -179,6 +180,7 @@ TABLE = [
     ("`finediff check` of no file", lambda: command("check", "none.csv"), "no such file"),
     ("`finediff fit` of words", lambda: command("fit", "words.csv"), "expected"),
     ("`finediff fit` of returns as prices", lambda: command("fit", "returns.csv"), "--kind returns"),
+    ("`finediff fit` with a price times 100", lambda: command("fit", "slip.csv"), "as a mistyped price does"),
     ("`finediff fit` with a gap", lambda: command("fit", "gap.csv"), "missing"),
     ("`finediff sample` of no model", lambda: command("sample", "model"), "without generator.json"),
     (
@@ -253,6 +255,16 @@ TABLE = [
     ("a stress in percent", lambda: command("sample", "ridge", "--stress", "AAA=-10%"), "AAPL=-0.07 is -7 %"),
     ("a stress without a number", lambda: command("sample", "ridge", "--stress", "AAA"), "ASSET=RETURN"),
     (
+        "an infinite stress",
+        lambda: command("sample", "ridge", "--stress", "AAA=inf"),
+        "got 'inf': AAPL=-0.07 is -7 %",
+    ),
+    (
+        "a stress by a band without ends",
+        lambda: command("sample", "ridge", "--stress", "AAA=:"),
+        "it would hold for every return",
+    ),
+    (
         "a stress of what cannot be steered",
         lambda: command("sample", "gaussian", "--stress", "AAA=-.1"),
         "finediff fit --model ridge",
@@ -261,6 +273,11 @@ TABLE = [
         "a limit of an unknown group",
         lambda: command("optimise", "covariance.csv", "--groups", "groups.csv", "--group-max", "teck=.3"),
         "did you mean tech?",
+    ),
+    (
+        "a limit in percent",
+        lambda: command("optimise", "covariance.csv", "--groups", "groups.csv", "--group-max", "tech=10"),
+        "write tech=0.1 for 10 %",
     ),
     (
         "a limit without groups",

@@ -47,6 +47,12 @@ def put(frame, rows, column, value):
     return frame
 
 
+def times(frame, rows, column, factor):
+    frame = frame.copy()
+    frame.iloc[rows, frame.columns.get_loc(column)] *= factor
+    return frame
+
+
 def stale(frame, run=6, jump=0.2):
     return put(put(frame, slice(50, 50 + run), "B", 0.0), 50 + run, "B", jump)
 
@@ -139,12 +145,22 @@ BAD_PANELS = [
      None, "object"),
     ("below -100 %", lambda: put(returns(), 7, "B", -1.5), "returns", "extreme_returns", "B", "-1.5 at"),
     ("negative price", lambda: put(prices(), 7, "B", -5.0), "prices", "non_positive_price", "B", DAY7),
+    ("price x 100", lambda: times(prices(), 7, "B", 100), "prices", "price_spike", "B", f"at {DAY7} and back to"),
+    ("return x 100", lambda: times(prices(), 7, "B", 100).pct_change().iloc[1:], "returns", "price_spike", "B",
+     f"at {DAY7} and back by -99"),
+    ("ten days in pence", lambda: times(prices(), slice(7, 17), "B", 100), "prices", "price_spike", "B",
+     f"at {DAY7} and back to"),
+    ("reverse split", lambda: times(prices(), slice(90, None), "B", 10), "prices", "level_shift", "B",
+     "2020-05-06 and stays there: multiplied by 10"),
+    ("a new unit", lambda: times(prices(), slice(90, None), "B", 0.01), "prices", "level_shift", "B",
+     "divided by 100"),
+    ("last x 100", lambda: times(prices(), -1, "B", 100), "prices", "level_shift", "B", "the last row"),
     ("zero price", lambda: put(prices(), 7, "B", 0.0), "prices", "non_positive_price", "B", "holds 0"),
 ]  # fmt: skip
 
 
 WARNINGS = {"one_asset", "few_rows", "non_date_index", "late_listing", "early_delisting", "constant_column"}
-WARNINGS |= {"stale_prices"}
+WARNINGS |= {"stale_prices", "level_shift"}
 
 
 @pytest.mark.parametrize(
@@ -168,6 +184,11 @@ def test_check_panel_names_what_is_wrong(frame, kind, code, column, fragment):
 ALONE = {
     "tuples",
     "nothing",
+    "price x 100",
+    "return x 100",
+    "ten days in pence",
+    "reverse split",
+    "last x 100",
     "filled back",
     "filled forward",
     "stale",
@@ -217,6 +238,56 @@ def test_bundled_panel_has_one_known_flaw():
     assert [f.code for f in check_panel(load_prices("sp500"))] == ["prices_as_returns"]
 
 
+SP500 = load_prices("sp500")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    row=st.integers(1, len(SP500) - 2),
+    name=st.sampled_from(list(SP500.columns)),
+    factor=st.sampled_from([100, 10, 0.1, 0.01]),
+    kind=st.sampled_from(["prices", "returns"]),
+)
+def test_a_slipped_decimal_point_is_found_wherever_it_is(row, name, factor, kind):
+    panel = times(SP500, row, name, factor)
+    panel = panel if kind == "prices" else panel.pct_change().iloc[1:]
+    found = [f for f in check_panel(panel, kind) if f.code != "stale_prices"]
+    assert [(f.code, f.column, f.date) for f in found] == [("price_spike", name, SP500.index[row])]
+
+
+def test_a_mistyped_price_is_found_beside_gaps_and_other_mistakes():
+    panel = times(times(prices(), 100, "B", 100), 120, "B", 0.1)
+    panel = put(put(panel, slice(95, 100), "B", np.nan), slice(101, 110), "B", np.nan)
+    panel = times(panel, 200, "C", 2.5)
+    found = [f for f in check_panel(panel, "prices") if f.code == "price_spike"]
+    dates = panel.index
+    assert [(f.severity, f.column, f.date) for f in found] == [
+        ("error", "B", dates[100]),
+        ("warning", "C", dates[200]),
+    ]
+    assert "(price spikes: 2)" in found[0].message
+    beside = times(prices(), 100, "B", 100)
+    beside = put(beside, 101, "B", np.nan)
+    gapped = beside.pct_change(fill_method=None).iloc[1:]  # the way back is lost: only the leap is seen
+    assert "level_shift" in [f.code for f in check_panel(gapped)]
+
+
+def test_real_moves_are_no_mistyped_prices():
+    crash = 50 * (1 + put(put(returns(), 100, "B", -0.65), 101, "B", 0.3)).cumprod()
+    assert check_panel(crash, "prices") == []
+    rng = np.random.RandomState(5)
+    cents = np.where(rng.uniform(size=N) < 0.1, 0.02, 0.01)  # a tick doubles the price
+    assert "price_spike" not in [f.code for f in check_panel(prices().assign(B=cents), "prices")]
+    wild = np.maximum(0.03 / np.sqrt(3) * rng.standard_t(3, (2000, 100)), -0.95)
+    assert check_panel(pd.DataFrame(wild, pd.bdate_range("2010-01-01", periods=2000))) == []
+    shocks, garch, h = rng.standard_t(5, (2000, 50)) * np.sqrt(0.6), [], np.full(50, 9e-4)
+    for shock in shocks:
+        garch.append(np.sqrt(h) * shock)
+        h = 2e-5 + 0.12 * garch[-1] ** 2 + 0.86 * h
+    codes = {f.code for f in check_panel(pd.DataFrame(garch))}
+    assert not codes & {"price_spike", "level_shift"}
+
+
 cells = st.one_of(
     st.floats(), st.none(), st.text(max_size=3), st.booleans(), st.integers(), st.just(pd.NaT), st.just([1])
 )
@@ -258,6 +329,7 @@ def test_check_panel_leaves_its_argument_alone():
         (returns().to_numpy() * 100, "look like per cent"),
         (stale(returns()).to_numpy(), "does not move for 6 periods"),
         (returns(n=20).to_numpy(), "at least 50 returns"),
+        (put(put(returns(), 7, "B", 99.0), 8, "B", -0.99).to_numpy(), "as a mistyped price does"),
         (put(prices(), slice(0, 9), "B", np.nan).to_numpy(), "look like prices"),
     ],
 )

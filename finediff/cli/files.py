@@ -99,6 +99,7 @@ def checked_returns(panel: str, kind: Kind, missing: Missing, start, end) -> tup
         remedy = {
             "missing_values": "Choose --missing drop_rows, drop_assets or keep.",
             "non_positive_price": "Correct it, or empty the cell and choose --missing keep; --kind returns if these are returns.",
+            "price_spike": "Correct it, or empty the cell and choose --missing keep or drop_rows.",
             "prices_as_returns": "Leave out --kind returns.",
         }.get(first.code, first.remedy)
         more = f" ({len(findings) - 1} more: finediff check {panel})" if len(findings) > 1 else ""
