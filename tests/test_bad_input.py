@@ -275,6 +275,11 @@ TABLE = [
         "did you mean tech?",
     ),
     (
+        "prices for scenarios",
+        lambda: command("optimise", "covariance.csv", "--objective", "min-cvar", "--scenarios", "prices.csv"),
+        "turn prices into returns",
+    ),
+    (
         "a limit in percent",
         lambda: command("optimise", "covariance.csv", "--groups", "groups.csv", "--group-max", "tech=10"),
         "write tech=0.1 for 10 %",

@@ -118,6 +118,21 @@ def checked_returns(panel: str, kind: Kind, missing: Missing, start, end) -> tup
     return kept.get(missing, lambda: frame)(), findings
 
 
+def read_scenarios(path: Path) -> pd.DataFrame:
+    """Scenarios written by another command, or returns."""
+    import numpy as np
+
+    frame = read_table(path, "scenarios")
+    sizes = frame.select_dtypes("number").abs().to_numpy()
+    typical = np.nanmedian(sizes) if sizes.size else 0.0
+    if typical > 0.5:
+        raise ValueError(
+            f"expected simple returns in {path}, got numbers of a typical size of {typical:.3g}: half of all moves would be "
+            "above 50 %; divide per cent by 100, turn prices into returns"
+        )
+    return frame
+
+
 def read_table(path: Path, what: str) -> pd.DataFrame:
     """A table written by another command."""
     import pandas as pd

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from finediff.cli.app import app
-from finediff.cli.files import covariance_of, read_table, returns_of, write_table
+from finediff.cli.files import covariance_of, read_scenarios, read_table, returns_of, write_table
 from finediff.cli.options import (
     End,
     Estimator,
@@ -178,7 +178,7 @@ def optimise(
     held = None if previous is None else read_table(previous, "weights").iloc[:, 0]
     if turnover is not None:
         constraints.append(Turnover(held, turnover))
-    rows = None if scenarios is None else read_table(scenarios, "scenarios")
+    rows = None if scenarios is None else read_scenarios(scenarios)
     if rows is not None and set(rows.columns) != set(matrix.columns):
         strange = next(iter(set(rows.columns) ^ set(matrix.columns)))
         raise ValueError(

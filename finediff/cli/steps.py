@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from finediff.cli.app import app
-from finediff.cli.files import as_frame, generator_of, read_table, refuse_holes, returns_of, write_table
+from finediff.cli.files import as_frame, generator_of, read_scenarios, refuse_holes, returns_of, write_table
 from finediff.cli.options import (
     STEERED,
     Device,
@@ -188,7 +188,7 @@ def validate(
     from finediff.validation import validate as judge
 
     real = returns_of(held_out, kind, missing, start, end)
-    synthetic = read_table(scenarios, "scenarios")
+    synthetic = read_scenarios(scenarios)
     rows = None if train is None else returns_of(train, kind, missing, None, None)
     result = judge(real, synthetic, rows, random_state=seed)
     table = result.to_frame()
