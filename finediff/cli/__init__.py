@@ -20,6 +20,7 @@ from finediff.cli.app import app
 from finediff.cli.files import say
 from finediff.cli.stops import (
     READER_LEFT,
+    caught,
     drop_unwritten,
     open_streams,
     reader_left,
@@ -71,6 +72,7 @@ def _run(arguments: list[str]) -> int:
             problem.show()  # the help
         return 2
     except BaseException as problem:
+        caught()
         stop = stopped(problem)
         if stop is not None:
             say(stop[1])
@@ -85,4 +87,6 @@ def _run(arguments: list[str]) -> int:
             raise
         say(f"error: {problem}")
         return 2
+    finally:
+        caught()
     return 0

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 
 READER_LEFT = 141  # what a shell reports of a program that wrote to a pipe without a reader: 128 + SIGPIPE
 _LOST = "nothing was written"
-# A terminal that closes and an impatient Ctrl-C send several; the way out is not interrupted by the others. Not for
-# ever, as the first may have been lost: what is raised while an object is deleted is.
+# A terminal that closes and an impatient Ctrl-C send several; the way out is not interrupted by the others. But the
+# first may be lost (what is raised while an object is deleted is) or end in a wait for workers that are gone: it is
+# raised again until the way out has been found.
 _DEAF = 5.0  # seconds
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -38,6 +39,7 @@ def watch_signals() -> None:
         if time.monotonic() - last < _DEAF:
             return
         last = time.monotonic()
+        _again(number)
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
     # What is ignored stays so: nohup, a job in the background.
@@ -51,6 +53,24 @@ def watch_signals() -> None:
 
     # Python's last steps would restore the defaults, and a signal then change the exit code.
     atexit.register(ignore)
+
+
+def _again(number: int) -> None:
+    """Send the signal anew after a while, and so on, until `caught`."""
+    if not hasattr(signal, "setitimer"):
+        return
+
+    def remind(*_):
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    signal.signal(signal.SIGALRM, remind)
+    signal.setitimer(signal.ITIMER_REAL, _DEAF, _DEAF)
+
+
+def caught() -> None:
+    """The way out is found."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def open_streams() -> None:
