@@ -249,8 +249,15 @@ def started(folder, *arguments):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=listening,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+def listening():
+    """Signals as a terminal leaves them: what the tests' own shell ignores, as in the background, a child would too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def processes(group):

@@ -153,7 +153,7 @@ def _listening(listen):
 
 def _meant(category):
     """Whether a warning is for whoever runs the back-test."""
-    return not issubclass(category, DeprecationWarning | PendingDeprecationWarning)
+    return not issubclass(category, DeprecationWarning | PendingDeprecationWarning | ResourceWarning)
 
 
 def tell(heard):
